@@ -1,0 +1,269 @@
+"""``manifest.json``: what a bundle holds, as dataclasses with a checked JSON round trip.
+
+Reading is strict: a field that is missing, of the wrong type or unknown is refused by its name, and so is a schema
+that this version does not know. Additions to the format raise ``SCHEMA``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from svdprune.runtime.errors import BundleError
+
+SCHEMA = 1
+
+Positions = Literal["compact", "original"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights came from. ``sha256`` is over the checkpoint's weight files, as the exporter computed it."""
+
+    id: str
+    family: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class SelectorInfo:
+    """The scorer inside the vision graph; fields that a selector does not use are null."""
+
+    name: str
+    rank: int | None = None
+    variance: float | None = None
+    block: int | None = None
+    iterations: int | None = None
+    centre: bool = False
+    start: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """The vision graph: pixels [B, height, width, 3] -> ``keep`` of ``tokens`` features of ``hidden`` channels.
+
+    ``grid`` is [rows, columns] of the patches, ``channels`` the encoder's width, ``tap`` the hidden state used.
+    """
+
+    file: str
+    input: Literal["uint8", "float32"]
+    height: int
+    width: int
+    grid: list[int]
+    tokens: int
+    keep: int
+    channels: int
+    hidden: int
+    tap: int
+    precision: str
+    opset: int
+    selector: SelectorInfo
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What is used when the caller does not say. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class DecoderInfo:
+    """The decoder graph. ``context`` is the most positions it was made for; ``eos`` the ids that end an answer.
+
+    ``kv_cache`` is ``shared`` where past and present may be one buffer of fixed length (GroupQueryAttention),
+    ``growing`` where each step returns a longer cache.
+    """
+
+    file: str
+    embedding: str
+    precision: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    context: int
+    eos: list[int]
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    kv_cache: Literal["growing", "shared"] = "growing"
+
+
+@dataclass(frozen=True)
+class ProcessorInfo:
+    """Files of the text and picture processors, and the special tokens the runtime must know."""
+
+    tokenizer: str
+    chat_template: str
+    image: str
+    image_token_id: int
+    image_token: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+
+@dataclass(frozen=True)
+class GoldenInfo:
+    """The case that ``verify`` replays."""
+
+    image: str
+    case: str
+    arrays: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """SHA-256 in hex and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of ``manifest.json``. ``files`` lists every file of the bundle except the manifest itself."""
+
+    model: ModelInfo
+    vision: VisionInfo
+    decoder: DecoderInfo
+    processor: ProcessorInfo
+    positions: Positions
+    target: str
+    golden: GoldenInfo
+    written_by: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, schema first."""
+        content = dataclasses.asdict(self)
+        ordered = {"schema": content.pop("schema"), "written_by": content.pop("written_by"), **content}
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            BundleError: not JSON, a schema this version does not read, a missing, unknown or mistyped field, or
+                numbers that contradict each other. The sentence names the field.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"manifest.json is not valid JSON ({error}): copy or export the bundle again") from error
+        if not isinstance(content, dict):
+            raise BundleError("manifest.json is not a JSON object: copy or export the bundle again")
+        _check_schema(content.get("schema"))
+        manifest = _read(Manifest, content, "")
+        check(manifest)
+        return manifest
+
+
+def check(manifest: Manifest) -> None:
+    """Refuse numbers that cannot all be true.
+
+    Raises:
+        BundleError: naming the field and its value.
+    """
+    vision, decoder = manifest.vision, manifest.decoder
+    for section, info, names in (
+        ("vision", vision, ("height", "width", "tokens", "keep", "channels", "hidden")),
+        ("decoder", decoder, ("layers", "kv_heads", "head_dim", "hidden", "vocab", "context")),
+    ):
+        for name in names:
+            if getattr(info, name) < 1:
+                raise BundleError(f"manifest.json: {section}.{name} is {getattr(info, name)}, it must be 1 or more")
+    if len(vision.grid) != 2 or min(vision.grid) < 1 or vision.grid[0] * vision.grid[1] != vision.tokens:
+        raise BundleError(f"manifest.json: vision.grid {vision.grid} does not make vision.tokens {vision.tokens}")
+    if vision.keep > vision.tokens:
+        raise BundleError(f"manifest.json: vision.keep {vision.keep} is more than vision.tokens {vision.tokens}")
+    if vision.hidden != decoder.hidden:
+        raise BundleError(f"manifest.json: vision.hidden {vision.hidden} is not decoder.hidden {decoder.hidden}")
+    for where, token in (("processor.image_token_id", manifest.processor.image_token_id),
+                         *(("decoder.eos", token) for token in decoder.eos)):  # fmt: skip
+        if token < 0:
+            raise BundleError(f"manifest.json: {where} holds {token}, a token id is 0 or more")
+
+
+def _check_schema(schema: object) -> None:
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise BundleError('manifest.json: the field "schema" is missing or not a whole number: is this a bundle?')
+    if schema > SCHEMA:
+        raise BundleError(
+            f"the bundle was made by a newer svdprune (schema {schema}, this one reads {SCHEMA}): upgrade svdprune"
+        )
+    if schema < 1:
+        raise BundleError(f"manifest.json: schema {schema} was never written by svdprune: export the bundle again")
+
+
+T = TypeVar("T")
+
+
+def _read(kind: type[T], content: Any, where: str) -> T:
+    """Build the dataclass ``kind`` from a JSON object, naming the field (dotted, from ``where``) that does not fit."""
+    if not isinstance(content, dict):
+        raise BundleError(f"manifest.json: {where} must be an object, not {_json_type(content)}")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    values = {}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if item.name in content:
+            values[item.name] = _value(hints[item.name], content[item.name], prefix + item.name)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise BundleError(f"manifest.json: the field {prefix}{item.name} is missing: export the bundle again")
+    unknown = sorted(set(content) - set(hints))
+    if unknown:
+        raise BundleError(f"manifest.json: the field {prefix}{unknown[0]} is not known to this svdprune: upgrade it")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Check ``value`` against a type hint of this module's dataclasses and return it converted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # only ever `X | None` here
+        return None if value is None else _value(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            choices = ", ".join(map(str, arguments))
+            raise BundleError(f"manifest.json: {where} is {json.dumps(value)}, it must be one of: {choices}")
+        return value
+    if origin is list:
+        _require(isinstance(value, list), where, "a list", value)
+        return [_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        _require(isinstance(value, dict), where, "an object", value)
+        return {key: _value(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _read(hint, value, where)  # type: ignore[arg-type]
+    if hint is float:
+        _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        return float(value)
+    if hint is int:
+        _require(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
+    elif hint is bool:
+        _require(isinstance(value, bool), where, "true or false", value)
+    else:
+        _require(isinstance(value, str), where, "a string", value)
+    return value
+
+
+def _require(fits: bool, where: str, wanted: str, value: object) -> None:
+    if not fits:
+        raise BundleError(f"manifest.json: {where} must be {wanted}, not {_json_type(value)}")
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
