@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from svdprune.runtime.errors import BundleError
+from svdprune.runtime.fields import read_fields
 
 SCHEMA = 1
 
@@ -164,7 +163,7 @@ class Manifest:
         if not isinstance(content, dict):
             raise BundleError("manifest.json is not a JSON object: copy or export the bundle again")
         _check_schema(content.get("schema"))
-        manifest = _read(Manifest, content, "")
+        manifest = read_fields(Manifest, content, "manifest.json")
         check(manifest)
         return manifest
 
@@ -204,66 +203,3 @@ def _check_schema(schema: object) -> None:
         )
     if schema < 1:
         raise BundleError(f"manifest.json: schema {schema} was never written by svdprune: export the bundle again")
-
-
-T = TypeVar("T")
-
-
-def _read(kind: type[T], content: Any, where: str) -> T:
-    """Build the dataclass ``kind`` from a JSON object, naming the field (dotted, from ``where``) that does not fit."""
-    if not isinstance(content, dict):
-        raise BundleError(f"manifest.json: {where} must be an object, not {_json_type(content)}")
-    hints = typing.get_type_hints(kind)
-    prefix = f"{where}." if where else ""
-    values = {}
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if item.name in content:
-            values[item.name] = _value(hints[item.name], content[item.name], prefix + item.name)
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise BundleError(f"manifest.json: the field {prefix}{item.name} is missing: export the bundle again")
-    unknown = sorted(set(content) - set(hints))
-    if unknown:
-        raise BundleError(f"manifest.json: the field {prefix}{unknown[0]} is not known to this svdprune: upgrade it")
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Check ``value`` against a type hint of this module's dataclasses and return it converted."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # only ever `X | None` here
-        return None if value is None else _value(arguments[0], value, where)
-    if origin is Literal:
-        if value not in arguments:
-            choices = ", ".join(map(str, arguments))
-            raise BundleError(f"manifest.json: {where} is {json.dumps(value)}, it must be one of: {choices}")
-        return value
-    if origin is list:
-        _require(isinstance(value, list), where, "a list", value)
-        return [_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if origin is dict:
-        _require(isinstance(value, dict), where, "an object", value)
-        return {key: _value(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return _read(hint, value, where)  # type: ignore[arg-type]
-    if hint is float:
-        _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        return float(value)
-    if hint is int:
-        _require(isinstance(value, int) and not isinstance(value, bool), where, "a whole number", value)
-    elif hint is bool:
-        _require(isinstance(value, bool), where, "true or false", value)
-    else:
-        _require(isinstance(value, str), where, "a string", value)
-    return value
-
-
-def _require(fits: bool, where: str, wanted: str, value: object) -> None:
-    if not fits:
-        raise BundleError(f"manifest.json: {where} must be {wanted}, not {_json_type(value)}")
-
-
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object")
