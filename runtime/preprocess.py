@@ -12,7 +12,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, BinaryIO, Union
 
 import numpy as np
 
@@ -28,6 +28,7 @@ MAX_PIXELS = 80_000_000
 """The most pixels of a picture, before and after resizing: 240 MB as RGB. Below Pillow's own warning at 89 million."""
 
 _SHRINK = f"more than the {MAX_PIXELS // 1_000_000} megapixels allowed: make it smaller first, the model sees far less"
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # what Pillow's decoders raise
 
 
 class PictureWarning(UserWarning):
@@ -89,29 +90,33 @@ def open_image(source: ImageSource) -> Image.Image:
 
     An animation gives its first frame, with a ``PictureWarning``.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        name, picture = "the picture", source
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        name, picture = "the picture", _open(io.BytesIO(source), "the picture")
-    elif isinstance(source, (str, Path)):
-        name, picture = str(source), _open(io.BytesIO(_read(source)), str(source))
-    else:
-        raise UserError(
-            f"a picture must be a path, bytes, a Pillow image or a uint8 array, not {type(source).__name__}"
-        )
+        return _decode(source, "the picture")
+    if isinstance(source, bytes):
+        return _decode(_open(io.BytesIO(source), "the picture"), "the picture")
+    if isinstance(source, (str, Path)):
+        with _file(source) as stream:
+            return _decode(_open(stream, str(source)), str(source))
+    raise UserError(f"a picture must be a path, bytes, a Pillow image or a uint8 array, not {type(source).__name__}")
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    """Check the size that the header tells, decode, turn upright, convert to RGB."""
+    from PIL import ImageOps
+
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{name} has {width:,} x {height:,} pixels, {_SHRINK}")
     if getattr(picture, "is_animated", False) and picture.format != "MPO":  # MPO: a still with a preview attached
-        warnings.warn(f"{name} has several frames, the first is used", PictureWarning, stacklevel=2)
+        warnings.warn(f"{name} has several frames, the first is used", PictureWarning, stacklevel=3)
         picture.seek(0)
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:  # what Pillow's decoders raise
+    except _DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
 
 
@@ -151,33 +156,37 @@ def normalise(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
     return np.ascontiguousarray((centred / np.asarray(settings.std, np.float32)).transpose(2, 0, 1))
 
 
-def _read(path: str | Path) -> bytes:
+def _file(path: str | Path) -> BinaryIO:
+    """Open a regular, non-empty file."""
     if isinstance(path, str) and path.startswith(("http://", "https://")):
         raise UserError(f"{path} is an address: download the picture first and give its path")
     try:
-        content = Path(path).read_bytes()
+        place = Path(path)
+        if place.is_dir():
+            raise UserError(f"{path} is a folder: give one picture file")
+        if place.exists() and not place.is_file():
+            raise UserError(f"{path} is not a regular file: give one picture file")
+        if place.stat().st_size == 0:
+            raise UserError(f"{path} is empty: get the picture again")
+        return place.open("rb")
     except FileNotFoundError as error:
         raise UserError(f"there is no picture at {path}: check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder: give one picture file") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise UserError(f"the picture {path!s} cannot be read ({error}): check the path and its permissions") from error
-    return content
 
 
-def _open(stream: io.BytesIO, name: str) -> Image.Image:
+def _open(stream: BinaryIO, name: str) -> Image.Image:
     """Read the header only."""
     from PIL import Image, UnidentifiedImageError
 
-    if not stream.getbuffer().nbytes:
-        raise UserError(f"{name} is empty: get the picture again")
     try:
         return Image.open(stream)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is not a picture that Pillow can read: give a JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+        formats = "JPEG, PNG, WebP, BMP, GIF or TIFF"
+        raise UserError(f"{name} is not a picture that Pillow can read: give a {formats} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has {_SHRINK}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+    except _DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
 
 
