@@ -17,6 +17,7 @@ _JETSONS = (  # first match wins: "Orin Nano" before "Orin"
     ("thor", "jetson-thor"),
 )
 _QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader")
+_NO_GPU = ("No devices were found", "couldn't communicate with the NVIDIA driver")  # tools without a usable GPU
 _QUERY_SECONDS = 20  # a driver that does not answer within this is not going to
 
 
@@ -52,10 +53,9 @@ def detect_target() -> Detection:
     if not gpus:
         return Detection(TARGETS["cpu"], "no NVIDIA GPU is visible")
     name, sm = gpus[0]
-    # Sibling boards are told apart by memory, which does not matter here; a Jetson never gets this far.
     rows = [row for row in TARGETS.values() if row.sm == sm and not row.memory_shared]
     if not rows:
-        raise UserError(f"auto found {name} (sm {sm}), for which there is no target: name one with --target, or cpu")
+        raise UserError(f"auto found {name} (sm {sm}), for which there is no target: name one, or cpu")
     return Detection(rows[0], f"found {name} (sm {sm})")
 
 
@@ -63,7 +63,7 @@ def _jetson(model: str) -> Detection:
     for words, name in _JETSONS:
         if words in model.lower():
             return Detection(TARGETS[name], f"found {model}")
-    raise UserError(f"auto found {model}, for which there is no target: name one with --target, or cpu")
+    raise UserError(f"auto found {model}, for which there is no target: name one, or cpu")
 
 
 def _nvidia_gpus() -> list[tuple[str, int]]:
@@ -73,17 +73,18 @@ def _nvidia_gpus() -> list[tuple[str, int]]:
     except FileNotFoundError:
         return []  # no driver
     except subprocess.CalledProcessError as error:
-        # nvidia-smi without a GPU or with a driver that is not loaded: there is none to use, but say so if auto mattered.
-        if "No devices" in error.stdout + error.stderr or "couldn't communicate" in error.stdout + error.stderr:
+        said = (error.stderr + error.stdout).strip()
+        if any(words in said for words in _NO_GPU):
             return []
-        raise SvdpruneError(f"nvidia-smi failed ({(error.stderr or error.stdout).strip()}): name the --target") from error
+        raise SvdpruneError(f"nvidia-smi failed ({said}): name the target instead of auto") from error
     except subprocess.TimeoutExpired as error:
-        raise SvdpruneError(f"nvidia-smi gave no answer in {_QUERY_SECONDS} s: name the --target") from error
+        said = f"nvidia-smi gave no answer in {_QUERY_SECONDS} s"
+        raise SvdpruneError(f"{said}: name the target instead of auto") from error
     gpus = []
     for line in answer.stdout.splitlines():
         name, _, capability = line.rpartition(",")
         try:
             gpus.append((name.strip(), round(float(capability) * 10)))
         except ValueError as error:
-            raise SvdpruneError(f"nvidia-smi answered '{line}', which was not understood: name the --target") from error
+            raise SvdpruneError(f"nvidia-smi answered '{line}', which was not understood: name the target") from error
     return gpus

@@ -110,7 +110,7 @@ def _checked(
         raise UserError(f"pixels must be uint8 [h, w, 3], not {pixels.dtype} {list(pixels.shape)}")
     if tokens < 1 or scores.shape != (tokens,):
         raise UserError(f"a grid of {grid[0]} x {grid[1]} needs {tokens} scores, not an array {list(scores.shape)}")
-    if kept.ndim != 1 or kept.dtype.kind not in "iu" or kept.size and not 0 <= kept.min() <= kept.max() < tokens:
+    if kept.ndim != 1 or kept.dtype.kind not in "iu" or ((kept < 0) | (kept >= tokens)).any():
         raise UserError(f"kept_indices must be whole numbers from 0 to {tokens - 1}")
     if not np.isfinite(scores).all():
         raise NumericalError("a score is NaN or infinite, so there is no order of tokens to draw")
@@ -118,7 +118,7 @@ def _checked(
 
 
 def _panel_size(width: int, height: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a panel: the picture enlarged until a patch is ``MIN_PATCH`` wide and high, within ``MAX_SIDE``."""
+    """(width, height) of a panel: enlarged until a patch is ``MIN_PATCH`` wide and high, within ``MAX_SIDE``."""
     scale = max(1.0, MIN_PATCH * grid[0] / height, MIN_PATCH * grid[1] / width)
     scale = float(np.ceil(scale))  # whole steps keep the patches even
     scale = min(scale, MAX_SIDE / max(width, height))

@@ -111,32 +111,39 @@ _ADA = (*_AMPERE, "fp8")
 _BLACKWELL = (*_ADA, "fp4")
 _ORIN = (JETPACK_6_2, JETPACK_7_2)
 _DESKTOP = (TENSORRT_10_16, TENSORRT_11_4)
-_SUPER = "Figures of the Super power mode."
 
 # fmt: off
 _ROWS = (
-    #      name                device                 sm   GB    shared GB/s  fp16  int8  fp8   fp4   precisions releases
-    Target("cpu", "any CPU, by ONNX Runtime",         None, None, None, None, None, None, None, None,
+    #      name, device                              sm    GB    shared GB/s  fp16  int8  fp8   fp4
+    Target("cpu", "any CPU, by ONNX Runtime",        None, None, None,  None, None, None, None, None,
            ("fp32", "fp16", "int8", "int4"), (), "fp16 saves space, not time: ONNX Runtime computes it in fp32."),
-    Target("jetson-orin-nano", "Jetson Orin Nano 8GB",  87,   8, True,   102,   17,   33, None, None, _AMPERE, _ORIN,
-           _SUPER),
-    Target("jetson-orin-nx", "Jetson Orin NX 16GB",     87,  16, True,   102,   15,   30, None, None, _AMPERE, _ORIN),
-    Target("jetson-orin", "Jetson AGX Orin 64GB",       87,  64, True,   205,   42,   85, None, None, _AMPERE,
-           (*_ORIN, JETPACK_7_2_2), "The 32GB module: 27 TFLOPS fp16, 54 TOPS int8."),
-    Target("jetson-thor", "Jetson T5000",              110, 128, True,   273,  258,  517, None, None, _BLACKWELL,
-           (JETPACK_7_1, JETPACK_7_2, JETPACK_7_2_2)),
-    Target("rtx-30", "GeForce RTX 3090",                86,  24, False,  936,   71,  284, None, None, _AMPERE, _DESKTOP),
-    Target("rtx-40", "GeForce RTX 4090",                89,  24, False, 1008,  165,  660, None, None, _ADA, _DESKTOP),
-    Target("rtx-50", "GeForce RTX 5090",               120,  32, False, 1792,  209,  838, None, None, _BLACKWELL,
-           _DESKTOP),
-    Target("a100", "A100 80GB",                         80,  80, False, 2039,  312,  624, None, None, _AMPERE, _DESKTOP),
-    Target("h100", "H100 SXM",                          90,  80, False, 3350,  989, 1979, None, None, _ADA, _DESKTOP),
+    Target("jetson-orin-nano", "Jetson Orin Nano 8GB", 87,    8, True,   102,   17,   33, None, None,
+           _AMPERE, _ORIN, "Figures of the Super power mode."),
+    Target("jetson-orin-nx", "Jetson Orin NX 16GB",    87,   16, True,   102,   15,   30, None, None,
+           _AMPERE, _ORIN),
+    Target("jetson-orin", "Jetson AGX Orin 64GB",      87,   64, True,   205,   42,   85, None, None,
+           _AMPERE, (*_ORIN, JETPACK_7_2_2), "The 32GB module: 27 TFLOPS fp16, 54 TOPS int8."),
+    Target("jetson-thor", "Jetson T5000",             110,  128, True,   273,  258,  517, None, None,
+           _BLACKWELL, (JETPACK_7_1, JETPACK_7_2, JETPACK_7_2_2)),
+    Target("rtx-30", "GeForce RTX 3090",               86,   24, False,  936,   71,  284, None, None,
+           _AMPERE, _DESKTOP),
+    Target("rtx-40", "GeForce RTX 4090",               89,   24, False, 1008,  165,  660, None, None,
+           _ADA, _DESKTOP),
+    Target("rtx-50", "GeForce RTX 5090",              120,   32, False, 1792,  209,  838, None, None,
+           _BLACKWELL, _DESKTOP),
+    Target("a100", "A100 80GB",                        80,   80, False, 2039,  312,  624, None, None,
+           _AMPERE, _DESKTOP),
+    Target("h100", "H100 SXM",                         90,   80, False, 3350,  989, 1979, None, None,
+           _ADA, _DESKTOP),
 )
 # fmt: on
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
 
 # Compute capability at which a precision appears in the tensor cores, and the words for it.
-_NEEDS = {"fp8": (89, "FP8 tensor cores appear with sm 89"), "fp4": (100, "FP4 tensor cores appear with Blackwell, sm 100")}
+_NEEDS = {
+    "fp8": (89, "FP8 tensor cores appear with sm 89"),
+    "fp4": (100, "FP4 tensor cores appear with Blackwell, sm 100"),
+}
 
 
 def target_names() -> tuple[str, ...]:
@@ -169,9 +176,7 @@ def check_precision(target: Target, precision: str) -> None:
         raise UserError(f"unknown precision '{precision}': it must be one of {', '.join(PRECISIONS)}")
     if precision in target.precisions:
         return
-    has = f"use one of {', '.join(target.precisions)}"
-    if precision in _NEEDS and target.sm is not None:
-        since, reason = _NEEDS[precision]
-        if target.sm < since:
-            raise UserError(f"{target.name} cannot run {precision}: {reason} and {target.device} is sm {target.sm}; {has}")
-    raise UserError(f"{target.name} cannot run {precision} ({target.device}): {has}")
+    reason = target.device
+    if precision in _NEEDS and target.sm is not None and target.sm < _NEEDS[precision][0]:
+        reason = f"{_NEEDS[precision][1]} and the {target.device} is sm {target.sm}"
+    raise UserError(f"{target.name} cannot run {precision} ({reason}): use one of {', '.join(target.precisions)}")
