@@ -64,7 +64,42 @@ def _environment() -> Any:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _TemplateDict()
+    environment.globals["namespace"] = _namespace()
     return environment
+
+
+class _TemplateDict:
+    """``dict`` without its class, whose attributes are a way out of the sandbox."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _namespace() -> type:
+    """jinja2's namespace, refusing names with a leading underscore for the same reason."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
+    def check(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a chat template cannot store {name!r} in a namespace")
+
+    class TemplateNamespace(Namespace):
+        def __init__(*args: Any, **kwargs: Any) -> None:  # as jinja2's, so that `namespace(self=...)` works
+            values = dict(*args[1:], **kwargs)
+            for name in values:
+                check(name)
+            Namespace.__init__(args[0], values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
+
+    return TemplateNamespace
 
 
 def _generation_tag() -> type:
