@@ -52,7 +52,7 @@ def canonical_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. `stored` is its name in the file; `dtype` as safetensors spells it ("F16", "BF16", "F32")."""
+    """Where a tensor lies. `stored` is its name in the file; `dtype` is spelled as in safetensors: "F16", "BF16"..."""
 
     file: Path
     stored: str
@@ -75,7 +75,9 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"no folder at {self.folder}: give a folder in Hugging Face layout (config.json, safetensors)")
+            raise UserError(
+                f"no folder at {self.folder}: give a folder in Hugging Face layout (config.json, safetensors)"
+            )
         if not (self.folder / "config.json").is_file():
             raise UserError(f"{self.folder} has no config.json: it is not a checkpoint in Hugging Face layout")
         self.config: dict[str, Any] = _read_json(self.folder / "config.json")
@@ -107,7 +109,9 @@ class Checkpoint:
             UserError: there is none of this canonical name.
         """
         if name not in self._tensors:
-            raise UserError(f"{self.folder} has no tensor {name}: the weights do not fit its config.json, download it again")
+            raise UserError(
+                f"{self.folder} has no tensor {name}: the weights do not fit its config.json, download it again"
+            )
         return self._tensors[name]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -171,7 +175,7 @@ class Checkpoint:
             shards = _read_json(self.folder / INDEX).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise UserError(f"{self.folder / INDEX} names no weights: download the checkpoint again")
-            files = [self.folder / name for name in sorted(set(shards.values()))]
+            files = [self.folder / name for name in sorted({str(name) for name in shards.values()})]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise UserError(
@@ -209,7 +213,9 @@ def read_header(file: Path) -> list[TensorInfo]:
             infos = [TensorInfo(file, name, v["dtype"], tuple(v["shape"])) for name, v in tensors.items()]
             end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"{file} is not a safetensors file (its header cannot be read): download it again") from error
+            raise UserError(
+                f"{file} is not a safetensors file (its header cannot be read): download it again"
+            ) from error
     expected = 8 + length + end
     if size < expected:
         raise UserError(f"{file} is truncated: {size} of {expected} bytes are there, download it again")

@@ -31,8 +31,8 @@ class _Parts:
 
 _ARCHITECTURES: dict[str, Callable[[Any], _Parts]] = {
     "llama": lambda c: _Parts(c.attention_bias, c.attention_bias, c.mlp_bias),
-    "mistral": lambda c: _Parts(),
-    "qwen2": lambda c: _Parts(qkv_bias=True),
+    "mistral": lambda _: _Parts(),
+    "qwen2": lambda _: _Parts(qkv_bias=True),
     "qwen3": lambda c: _Parts(c.attention_bias, c.attention_bias, qk_norm=True),
 }
 SUPPORTED: tuple[str, ...] = tuple(_ARCHITECTURES)
@@ -70,11 +70,15 @@ def decoder_config(text_config: dict[str, Any]) -> DecoderConfig:
     """
     model_type = text_config.get("model_type")
     if model_type not in _ARCHITECTURES:
-        raise UserError(f"the language model is of type {model_type!r}; the decoder export knows: {', '.join(SUPPORTED)}")
+        raise UserError(
+            f"the language model is of type {model_type!r}; the decoder export knows: {', '.join(SUPPORTED)}"
+        )
     try:
         config = AutoConfig.for_model(**text_config)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the text_config of the checkpoint is not a valid {model_type} configuration: {error}") from error
+        raise UserError(
+            f"the text_config of the checkpoint is not a valid {model_type} configuration: {error}"
+        ) from error
     _refuse_unsupported(config)
     parts = _ARCHITECTURES[model_type](config)
     cos, sin = _rotary_tables(config)
@@ -101,7 +105,7 @@ def decoder_config(text_config: dict[str, Any]) -> DecoderConfig:
 
 
 def _head_dim(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _refuse_unsupported(config: PretrainedConfig) -> None:
@@ -115,7 +119,7 @@ def _refuse_unsupported(config: PretrainedConfig) -> None:
         (rope.get("partial_rotary_factor", 1.0) != 1.0, "a partial rotary embedding (partial_rotary_factor)"),
         (sliding is not None and sliding < config.max_position_embeddings, f"a sliding window of {sliding} tokens"),
         (config.num_attention_heads % config.num_key_value_heads != 0, "query heads not a multiple of key-value heads"),
-        (_head_dim(config) % 2 != 0, f"an odd head size of {_head_dim(config)}"),
+        (_head_dim(config) % 8 != 0, f"a head size of {_head_dim(config)} (GroupQueryAttention takes multiples of 8)"),
     ]
     for present, what in problems:
         if present:
@@ -127,7 +131,7 @@ def _rotary_tables(config: PretrainedConfig) -> tuple[torch.Tensor, torch.Tensor
 
     The four architectures share one rotary embedding: Llama's class reads the options of any of them.
     """
-    rotary = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]
+    rotary = LlamaRotaryEmbedding(config)
     positions = torch.arange(config.max_position_embeddings)[None]
     with torch.no_grad():
         cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)  # (1, context, head_dim), halves equal

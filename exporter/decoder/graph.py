@@ -1,8 +1,8 @@
 """The decoder: embeddings and a key-value cache in, logits of the last row and the longer cache out.
 
-inputs   inputs_embeds float32 (B, N, H); attention_mask int64 (B, P + N), ones (GroupQueryAttention reads only how many
-         of each row are set, so a batch is padded on the right or not at all); position_ids int64 (B, N), each below the
-         context, gaps allowed; past_key_values.{i}.key and .value float32 (B, kv_heads, P, head_dim)
+inputs   inputs_embeds float32 (B, N, H); attention_mask int64 (B, P + N), all ones: only the length of its
+         rows is read, a batch has rows of one length; position_ids int64 (B, N), each below the context, gaps
+         allowed; past_key_values.{i}.key and .value float32 (B, kv_heads, P, head_dim)
 outputs  logits float32 (B, 1, V) of row N - 1; present.{i}.key and .value float32 (B, kv_heads, P + N, head_dim)
 
 Past and present may also be one and the same buffer (B, kv_heads, capacity, head_dim) with capacity >= P + N: the new

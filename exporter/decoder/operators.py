@@ -39,7 +39,9 @@ class Operators:
         self._precision = precision
         self._constants: dict[str, ir.Value] = {}
 
-    def op(self, kind: str, inputs: Sequence[ir.Value | None], name: str, domain: str = "", **attributes: Any) -> ir.Value:
+    def op(
+        self, kind: str, inputs: Sequence[ir.Value | None], name: str, domain: str = "", **attributes: Any
+    ) -> ir.Value:
         """One node with one output, both named after `name`."""
         return self.ops(kind, inputs, [name], domain, **attributes)[0]
 
@@ -65,24 +67,28 @@ class Operators:
         return self._constants[name]
 
     def weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Read a tensor of the checkpoint as float32, refusing one of another shape or one that is not floating point."""
+        """Read a tensor of the checkpoint as float32, refusing one of another shape or of whole numbers."""
         info = self._checkpoint.info(name)
         if info.dtype not in ("F32", "F16", "BF16", "F64"):
             raise UserError(
-                f"{name} is stored as {info.dtype}: the decoder export reads float weights, give the checkpoint that was "
-                "not quantised"
+                f"{name} is stored as {info.dtype}: the decoder export reads float weights, give the checkpoint from "
+                "before its quantisation"
             )
         if info.shape != shape:
-            raise UserError(f"{name} has shape {info.shape} where config.json makes it {shape}: they do not belong together")
+            raise UserError(
+                f"{name} has shape {info.shape} where config.json makes it {shape}: they do not belong together"
+            )
         self.used.add(name)
         return self._checkpoint.tensor(name).float()
 
     def rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
         """x / sqrt(mean(x^2) + epsilon) * weight over the last axis. ONNX Runtime fuses these into one kernel."""
-        square = self.op("Pow", [x, self.constant("two", np.float32(2.0))], f"{name}/square")
+        square = self.op("Pow", [x, self.constant("two", np.array(2.0, np.float32))], f"{name}/square")
         axis = self.constant("last_axis", np.array([-1], np.int64))
         mean = self.op("ReduceMean", [square, axis], f"{name}/mean", keepdims=1)
-        shifted = self.op("Add", [mean, self.constant("epsilon", np.float32(self._config.epsilon))], f"{name}/shifted")
+        shifted = self.op(
+            "Add", [mean, self.constant("epsilon", np.array(self._config.epsilon, np.float32))], f"{name}/shifted"
+        )
         root = self.op("Sqrt", [shifted], f"{name}/root")
         unit = self.op("Div", [x, root], f"{name}/unit")
         return self.op("Mul", [unit, self._norm_weight(weight, size)], name)
@@ -98,7 +104,9 @@ class Operators:
         )
         return normed, total
 
-    def linear(self, x: ir.Value, name: str, outputs: int, inputs: int, bias: bool, bits: int | None = None) -> ir.Value:
+    def linear(
+        self, x: ir.Value, name: str, outputs: int, inputs: int, bias: bool, bits: int | None = None
+    ) -> ir.Value:
         """x W^T (+ b) with the checkpoint's `name`.weight, shape (outputs, inputs), in the precision of the export.
 
         bits: with quantised weights, how many instead of four.
@@ -124,7 +132,8 @@ class Operators:
             )
         if not bias:
             return result
-        return self.op("Add", [result, self._stored(f"{name}.bias", self.weight(f"{name}.bias", (outputs,)).numpy())], name)
+        shift = self._stored(f"{name}.bias", self.weight(f"{name}.bias", (outputs,)).numpy())
+        return self.op("Add", [result, shift], name)
 
     def rotate(self, x: ir.Value, positions: ir.Value, name: str) -> ir.Value:
         """Rotary embedding of x (B, N, heads * head_dim) at explicit `positions` (B, N), which may have gaps."""
@@ -160,9 +169,9 @@ class Operators:
         """From an attention mask (B, total): index of the last valid row int32 (B,), and total as an int32 scalar."""
         axis = self.constant("mask_axis", np.array([1], np.int64))
         count = self.op("ReduceSum", [mask, axis], "mask/count", keepdims=0)
-        last = self.op("Sub", [count, self.constant("one", np.int64(1))], "mask/last")
+        last = self.op("Sub", [count, self.constant("one", np.array(1, np.int64))], "mask/last")
         shape = self.op("Shape", [mask], "mask/shape")
-        total = self.op("Gather", [shape, self.constant("one", np.int64(1))], "mask/total")
+        total = self.op("Gather", [shape, self.constant("one", np.array(1, np.int64))], "mask/total")
         to = int(ir.DataType.INT32)
         return self.op("Cast", [last], "mask/last_int32", to=to), self.op("Cast", [total], "mask/total_int32", to=to)
 

@@ -31,8 +31,8 @@ class Quantised:
         codes = self.codes
         if self.bits == 4:
             codes = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:2], self.block)
-        values = (codes.astype(np.float32) - 2 ** (self.bits - 1)) * self.scales[..., None]  # (N, blocks, block)
-        return values.reshape(len(values), -1)[:, :inputs]
+        signed: np.ndarray = codes.astype(np.float32) - 2 ** (self.bits - 1)  # (N, blocks, block)
+        return (signed * self.scales[..., None]).reshape(len(codes), -1)[:, :inputs]
 
 
 def quantise(weight: torch.Tensor, bits: int, block: int = BLOCK) -> Quantised:
