@@ -41,7 +41,7 @@ class Bundle:
         try:
             return self.file(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{self.path / name} cannot be read ({error}): copy or export the bundle again") from error
+            raise BundleError(f"{self.path / name} cannot be read ({error}): export the bundle again") from error
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the bundle.

@@ -12,7 +12,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Union
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from svdprune.runtime.fields import read_fields
 if TYPE_CHECKING:
     from PIL import Image
 
-    ImageSource = Union[str, Path, bytes, "np.ndarray", Image.Image]
+    ImageSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
 MAX_PIXELS = 80_000_000
 """The most pixels of a picture, before and after resizing: 240 MB as RGB. Below Pillow's own warning at 89 million."""
@@ -196,7 +196,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
         raise UserError(
-            f"the picture is an array {array.dtype} {list(array.shape)}: give uint8 [height, width, 3] or [height, width]"
+            f"the picture is an array {array.dtype} {list(array.shape)}: "
+            "give uint8 [height, width, 3] or [height, width]"
         )
     if array.size == 0:
         raise UserError(f"the picture is an array {list(array.shape)} without pixels: give at least 1 x 1")

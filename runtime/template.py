@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from svdprune.runtime.errors import BundleError
 
@@ -109,7 +109,7 @@ def _generation_tag() -> type:
     from jinja2.parser import Parser
 
     class GenerationTag(Extension):
-        tags = {"generation"}
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno

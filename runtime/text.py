@@ -15,6 +15,17 @@ _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how byte-fallback vocabularies spell one byte
 
 
+def user_message(question: str, picture: bool) -> Message:
+    """A user's turn, with the picture before the question or without one."""
+    image = [{"type": "image"}] if picture else []
+    return {"role": "user", "content": [*image, {"type": "text", "text": question}]}
+
+
+def assistant_message(answer: str) -> Message:
+    """A turn of the model."""
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
 class TextProcessor:
     """Conversations to prompt ids, answers' ids to text.
 
@@ -54,7 +65,8 @@ class TextProcessor:
         self.image_token, self.image_token_id = image_token, image_token_id
         self._bos_token = bos_token
         known = {"bos_token": bos_token, "eos_token": eos_token, "image_token": image_token}
-        self._template = ChatTemplate(chat_template, {name: token for name, token in known.items() if token is not None})
+        variables = {name: token for name, token in known.items() if token is not None}
+        self._template = ChatTemplate(chat_template, variables)
         self._special = sorted(
             (token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special),
             key=len,

@@ -1,8 +1,8 @@
 """Keys and values between steps, as OrtValues that are never copied through NumPy.
 
 ``GrowingCache`` feeds each step the tensors that the last one returned, one row longer each time: every step writes
-the whole cache anew. ``SharedCache`` binds one buffer as past and present, and a step writes only its own rows; the graph
-must allow it (GroupQueryAttention, which takes the length from the attention mask).
+the whole cache anew. ``SharedCache`` binds one buffer as past and present, and a step writes only its own rows; the
+graph must allow it (GroupQueryAttention, which takes the length from the attention mask).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class GrowingCache:
         heads, width = shape
         self._values = [_ort_value(np.zeros((1, heads, 0, width), dtype)) for _ in range(tensors)]
 
-    def bind(self, binding: Any, past: Sequence[str], present: Sequence[str], rows: int) -> None:
+    def bind(self, binding: Any, past: Sequence[str], present: Sequence[str], rows: int) -> None:  # noqa: ARG002
         """See ``KvCache.bind``."""
-        for name, value in zip(past, self._values):
+        for name, value in zip(past, self._values, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name in present:
             binding.bind_output(name, "cpu")
@@ -73,11 +73,11 @@ class SharedCache:
     def bind(self, binding: Any, past: Sequence[str], present: Sequence[str], rows: int) -> None:
         """See ``KvCache.bind``."""
         self._reserve(self.length + rows)
-        for before, after, value in zip(past, present, self._values):
+        for before, after, value in zip(past, present, self._values, strict=True):
             binding.bind_ortvalue_input(before, value)
             binding.bind_ortvalue_output(after, value)
 
-    def keep(self, outputs: Sequence[Any], rows: int) -> None:
+    def keep(self, outputs: Sequence[Any], rows: int) -> None:  # noqa: ARG002
         """See ``KvCache.keep``: the rows are in the buffer already."""
         self.length += rows
 

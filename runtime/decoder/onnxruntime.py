@@ -14,7 +14,7 @@ from svdprune.runtime.errors import BundleError
 from svdprune.runtime.manifest import DecoderInfo
 from svdprune.runtime.ort import check_names, open_session, ort_errors
 
-_INPUTS = ["inputs_embeds", "attention_mask", "position_ids"]
+_INPUTS = {"inputs_embeds": "tensor(float)", "attention_mask": "tensor(int64)", "position_ids": "tensor(int64)"}
 
 
 def open_decoder(bundle: Bundle, threads: int | None = None) -> OnnxDecoder:
@@ -40,7 +40,7 @@ class OnnxDecoder:
         check_names(path, "input", [*_INPUTS, *self.past], [item.name for item in session.get_inputs()])
         check_names(path, "output", ["logits", *self.present], [item.name for item in session.get_outputs()])
         types = {item.name: item.type for item in session.get_inputs()}
-        for name, wanted in zip(_INPUTS, ("tensor(float)", "tensor(int64)", "tensor(int64)")):
+        for name, wanted in _INPUTS.items():
             if types[name] != wanted:
                 raise BundleError(f"{path} takes {name} as {types[name]}, not {wanted}: export the bundle again")
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

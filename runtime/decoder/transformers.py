@@ -34,14 +34,14 @@ def open_decoder(bundle: Bundle, threads: int | None, checkpoint: str) -> Transf
         auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
         model = auto.from_pretrained(checkpoint, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the checkpoint {checkpoint} cannot be loaded ({_first_line(error)}): check its path") from error
+        raise UserError(f"{checkpoint} cannot be loaded ({_first_line(error)}): check the path") from error
     language = model.model.language_model if whole else model.model
     hidden, vocab = language.config.hidden_size, model.lm_head.out_features
     info = bundle.manifest.decoder
     if (hidden, vocab) != (info.hidden, info.vocab):
         raise UserError(
-            f"the checkpoint {checkpoint} has hidden size {hidden} and vocabulary {vocab:,}, the bundle {info.hidden} and "
-            f"{info.vocab:,}: give the checkpoint it was exported from"
+            f"{checkpoint} has hidden size {hidden} and vocabulary {vocab:,}, the bundle {info.hidden} and {info.vocab:,}: "
+            f"give the checkpoint it was exported from"
         )
     return TransformersDecoder(language, model.lm_head)
 

@@ -36,7 +36,7 @@ class OnnxVision:
         wanted = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[info.input]
         found = session.get_inputs()[0].type
         if found != wanted:
-            raise BundleError(f"{path} takes {found} pixels and the manifest says {info.input}: export the bundle again")
+            raise BundleError(f"{path} takes {found} pixels, the manifest says {info.input}: export the bundle again")
 
     def encode(self, pixels: np.ndarray) -> VisionOutput:
         """See ``VisionBackend.encode``."""

@@ -1,0 +1,127 @@
+"""What comes back: a picture as the model sees it, an answer, and an answer that is still being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Stopped = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A picture after the vision graph: what ``Vlm.ask`` and ``Vlm.chat`` take in place of the picture, too.
+
+    Attributes:
+        features: float32 [K, H].
+        kept_indices: int64 [K], ascending, of T patches in row-major order.
+        scores: float32 [T], higher is kept first.
+        pixels: uint8 [height, width, 3], the preprocessed picture.
+        preprocess, vision: seconds of each stage.
+    """
+
+    features: np.ndarray
+    kept_indices: np.ndarray
+    scores: np.ndarray
+    pixels: np.ndarray
+    preprocess: float = 0.0
+    vision: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Counts: vision tokens of the whole picture and kept, rows of the prompt (kept ones included), ids generated."""
+
+    vision_total: int
+    vision_kept: int
+    prompt: int
+    generated: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds. ``prefill`` runs from the question to the first token; ``decode`` has one entry for each later token.
+
+    ``preprocess`` and ``vision`` are those of the ``Sight``, and 0 in later turns of a chat, where nothing was encoded.
+    """
+
+    preprocess: float
+    vision: float
+    prefill: float
+    decode: list[float]
+
+    @property
+    def first_token(self) -> float:
+        """Time to first token: picture and question in, first token chosen."""
+        return self.preprocess + self.vision + self.prefill
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.first_token + sum(self.decode)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        text: without special tokens and without the stop string.
+        token_ids: every id generated, the one that ended the answer included.
+        kept_indices: int64 [K]; ``scores``: float32 [T] (see ``Sight``).
+        tokens: counts.
+        times: seconds.
+        stopped: ``eos`` (the model ended), ``length`` (max_new_tokens or the context) or ``stop`` (a stop string).
+    """
+
+    text: str
+    token_ids: list[int]
+    kept_indices: np.ndarray
+    scores: np.ndarray
+    tokens: Tokens
+    times: Times
+    stopped: Stopped
+
+
+class AnswerStream(Iterator[str]):
+    """Iterate for pieces of text as they become certain; then ``answer`` holds the whole.
+
+    The pieces joined are ``answer.text``. ``close`` ends early: the answer is dropped. ``done`` tells that nothing more
+    will come.
+    """
+
+    def __init__(self, pieces: Iterator[str | Answer]) -> None:
+        self._pieces = pieces
+        self._answer: Answer | None = None
+        self.done = False
+
+    def __next__(self) -> str:
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                return piece
+            self._answer = piece
+        self.done = True
+        raise StopIteration
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer; what is left of the stream is generated first.
+
+        Raises:
+            RuntimeError: the stream was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise RuntimeError("the stream was closed before the answer was finished")
+        return self._answer
+
+    def close(self) -> None:
+        """Stop generating."""
+        self.done = True
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
