@@ -47,9 +47,11 @@ $(VENV)-310/.runtime: pyproject.toml constraints.txt
 
 # ---- the demo ----------------------------------------------------------------------------------------------------
 demo: $(VENV)/.export
+	@mkdir -p $(BUILD)
 	$(BIN)/svdprune export mini-llava --keep $(KEEP) --target cpu --out $(BUNDLE) --overwrite
-	$(BIN)/python tools/demo_picture.py $(BUILD)/demo.png
-	$(BIN)/svdprune run $(BUNDLE) --image $(BUILD)/demo.png --prompt "$$(cat $(BUILD)/demo.txt)" --picture $(BUILD)/kept.png
+	@question="$$($(BIN)/python tools/demo_picture.py $(BUILD)/demo.png)"; \
+	echo "question       $$question"; \
+	$(BIN)/svdprune run $(BUNDLE) --image $(BUILD)/demo.png --prompt "$$question" --picture $(BUILD)/kept.png
 
 # ---- the tests: pytest's closing line is the last one ------------------------------------------------------------
 test: lint types test-runtime-310 pytest

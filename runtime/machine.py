@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdprune.runtime.errors import SvdpruneError, UserError
-from svdprune.runtime.targets import AUTO, TARGETS, Target, get_target
+from svdprune.runtime.targets import AUTO, TARGETS, Target, find_target
 
 DEVICE_TREE = Path("/proc/device-tree/model")  # a Jetson's own name; absent elsewhere
 _JETSONS = (  # first match wins: "Orin Nano" before "Orin"
@@ -38,7 +38,7 @@ def resolve_target(name: str) -> Detection:
     """
     if name == AUTO:
         return detect_target()
-    return Detection(get_target(name), f"{name}, as asked")
+    return Detection(find_target(name), f"{name}, as asked")
 
 
 def detect_target() -> Detection:

@@ -71,11 +71,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         UserError: a suffix Pillow cannot write, no such folder, or a place that cannot be written.
     """
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
-        raise UserError(f"{path} does not end in a picture's suffix: use .png or .jpg")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    kind = check_picture_path(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     except OSError as error:
@@ -90,6 +86,20 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         if isinstance(error, OSError):
             raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place") from error
         raise
+
+
+def check_picture_path(path: Path) -> str:
+    """Pillow's name of the format that ``path`` asks for, so that a bad path is told before the work, not after it.
+
+    Raises:
+        UserError: a suffix Pillow cannot write, or no such folder.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise UserError(f"{path} does not end in a picture's suffix: use .png or .jpg")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    return kind
 
 
 def inferno(values: np.ndarray) -> np.ndarray:

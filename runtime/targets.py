@@ -151,7 +151,7 @@ def target_names() -> tuple[str, ...]:
     return (*TARGETS, AUTO)
 
 
-def get_target(name: str) -> Target:
+def find_target(name: str) -> Target:
     """The row called ``name``.
 
     Raises:

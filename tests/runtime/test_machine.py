@@ -39,7 +39,7 @@ def test_no_driver_is_cpu(bare):
     assert found.target.name == "cpu" and "no NVIDIA GPU" in found.found
 
 
-@pytest.mark.parametrize("words", ["No devices were found", "It couldn't communicate with the NVIDIA driver. Make sure"])
+@pytest.mark.parametrize("words", ["No devices were found", "couldn't communicate with the NVIDIA driver"])
 def test_tools_without_a_gpu_are_cpu(bare, words):
     bare["smi"] = lambda: _raise(subprocess.CalledProcessError(9, "nvidia-smi", output=words, stderr=""))
     assert detect_target().target.name == "cpu"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.targets import PRECISIONS, TARGETS, check_precision, get_target, target_names
+from svdprune.runtime.targets import PRECISIONS, TARGETS, check_precision, find_target, target_names
 
 JETSONS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-orin", "jetson-thor")
 GPUS = tuple(name for name in TARGETS if name != "cpu")
@@ -31,7 +31,7 @@ def test_a_gpu_row_is_complete(name):
 
 
 def test_orin_runs_two_jetpacks_and_its_ceiling_is_the_older_ones():
-    row = get_target("jetson-orin")
+    row = find_target("jetson-orin")
     releases = {release.name: release for release in row.releases}
     assert releases["JetPack 6.2"].tensorrt == "10.3" and releases["JetPack 6.2"].python == "3.10"
     assert releases["JetPack 7.2"].tensorrt == "10.16"
@@ -41,14 +41,14 @@ def test_orin_runs_two_jetpacks_and_its_ceiling_is_the_older_ones():
 
 
 def test_cpu_has_no_tensorrt():
-    row = get_target("cpu")
+    row = find_target("cpu")
     assert row.releases == () and row.traps == () and row.opset_ceiling is None
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("jetson-orinn", "jetson-orin"), ("RTX-40", "rtx-40"), ("h-100", "h100")])
 def test_an_unknown_target_names_near_misses_and_all(wrong, meant):
     with pytest.raises(UserError) as caught:
-        get_target(wrong)
+        find_target(wrong)
     said = str(caught.value)
     assert f"unknown target '{wrong}'" in said and f"did you mean {meant}" in said
     assert all(name in said for name in target_names())
@@ -56,14 +56,14 @@ def test_an_unknown_target_names_near_misses_and_all(wrong, meant):
 
 def test_a_target_like_no_other_still_lists_all():
     with pytest.raises(UserError, match="unknown target 'xyzzy': the targets are cpu, "):
-        get_target("xyzzy")
+        find_target("xyzzy")
 
 
 @pytest.mark.parametrize("name", ["jetson-orin-nano", "jetson-orin-nx", "jetson-orin"])
 @pytest.mark.parametrize("precision", ["fp8", "fp4"])
 def test_orin_refuses_fp8_and_fp4_with_the_reason(name, precision):
     with pytest.raises(UserError) as caught:
-        check_precision(get_target(name), precision)
+        check_precision(find_target(name), precision)
     said = str(caught.value)
     assert f"cannot run {precision}" in said and "tensor cores appear with" in said and "sm 87" in said
     assert "use one of fp32, fp16" in said
@@ -85,19 +85,19 @@ def test_orin_refuses_fp8_and_fp4_with_the_reason(name, precision):
 )
 def test_precisions_by_generation(name, precision, runs):
     if runs:
-        check_precision(get_target(name), precision)
+        check_precision(find_target(name), precision)
     else:
         with pytest.raises(UserError, match=f"{name} cannot run {precision}"):
-            check_precision(get_target(name), precision)
+            check_precision(find_target(name), precision)
 
 
 def test_a_precision_that_does_not_exist_is_another_mistake():
     with pytest.raises(UserError, match="unknown precision 'fp12': it must be one of fp32"):
-        check_precision(get_target("cpu"), "fp12")
+        check_precision(find_target("cpu"), "fp12")
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_rows_go_through_json(name):
-    row = json.loads(json.dumps(get_target(name).to_dict()))
-    assert row["name"] == name and row["opset_ceiling"] == get_target(name).opset_ceiling
-    assert [release["name"] for release in row["releases"]] == [release.name for release in get_target(name).releases]
+    row = json.loads(json.dumps(find_target(name).to_dict()))
+    assert row["name"] == name and row["opset_ceiling"] == find_target(name).opset_ceiling
+    assert [release["name"] for release in row["releases"]] == [release.name for release in find_target(name).releases]

@@ -1,0 +1,149 @@
+"""``svdprune export`` (and ``svdprune-export``): a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from svdprune.runtime.cli.app import Command
+from svdprune.runtime.cli.show import Steps, human_bytes
+from svdprune.runtime.errors import UserError
+from svdprune.runtime.lazy import require
+from svdprune.runtime.machine import resolve_target
+from svdprune.runtime.targets import AUTO, check_precision
+
+if TYPE_CHECKING:
+    from svdprune.exporter.export import ExportSummary
+
+_NEEDS = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
+
+
+@click.command(
+    "export",
+    cls=Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="A checkpoint to a bundle, vision tokens pruned inside the graph.",
+)
+@click.argument("model")
+@click.option("--keep", metavar="N|P%", help="Vision tokens to keep: a count (32) or a share (10%).")
+@click.option("--target", default=AUTO, show_default=True, help="Where it will run; `svdprune targets` lists them.")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle.  [default: ./<model>-k<keep>-<target>]")
+@click.option(
+    "--select",
+    default="leverage",
+    show_default=True,
+    metavar="NAME",
+    help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, none.",
+)
+@click.option("--rank", type=click.IntRange(min=1), help="Singular directions that count in the leverage score.")
+@click.option(
+    "--variance",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="Choose the rank for each picture: as many directions as hold this share of the variance.",
+)
+@click.option("--block", type=click.IntRange(min=1), help="Columns iterated together.  [default: twice the rank]")
+@click.option("--iterations", type=click.IntRange(min=1), help="Rounds of power iteration.")
+@click.option("--centre/--no-centre", default=False, show_default=True, help="Subtract the mean token first.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the start and of `random`.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the vision encoder; the selection is always fp32.",
+)
+@click.option(
+    "--decoder-precision",
+    type=click.Choice(["fp32", "int4"]),
+    default="fp32",
+    show_default=True,
+    help="Of the language model's weights.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["compact", "original"]),
+    default="compact",
+    show_default=True,
+    help="Positions of the kept tokens: side by side, or where they stood in the picture.",
+)
+@click.option(
+    "--input",
+    "pixels",
+    type=click.Choice(["uint8", "float32"]),
+    default="uint8",
+    show_default=True,
+    help="Pixels the graph takes: bytes, normalised inside, or normalised floats.",
+)
+@click.option("--revision", help="Branch, tag or commit of a model on the hub.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+def command(
+    model: str,
+    keep: str | None,
+    target: str,
+    out: Path | None,
+    select: str,
+    rank: int | None,
+    variance: float | None,
+    block: int | None,
+    iterations: int | None,
+    centre: bool,
+    seed: int,
+    precision: str,
+    decoder_precision: str,
+    positions: str,
+    pixels: str,
+    revision: str | None,
+    overwrite: bool,
+) -> None:
+    """Export MODEL with its vision tokens pruned inside the graph.
+
+    MODEL is `mini-llava` (shipped with svdprune), an alias such as `llava`, a model id of the hub, or a folder.
+    """
+    if keep is None:
+        if select != "none":
+            raise UserError("how many vision tokens shall stay? Give a count, --keep 32, or a share, --keep 10%")
+        keep = "100%"
+    found = resolve_target(target)
+    check_precision(found.target, precision)
+    check_precision(found.target, decoder_precision)
+    if target == AUTO:
+        click.echo(f"target {found.target.name}: {found.found}", err=True)
+    for package in _NEEDS:
+        require(package, "export", "exporting")
+    from svdprune.exporter.export import ExportRequest, export_model
+
+    request = ExportRequest(
+        model=model,
+        keep=keep,
+        target=found.target.name,
+        out=out,
+        select=select,
+        rank=rank,
+        variance=variance,
+        block=block,
+        iterations=iterations,
+        centre=centre,
+        seed=seed,
+        precision=precision,
+        decoder_precision=decoder_precision,
+        positions=positions,
+        input=pixels,
+        revision=revision,
+        overwrite=overwrite,
+    )
+    with Steps() as steps:
+        summary = export_model(request, steps)
+    _print_summary(summary)
+
+
+def _print_summary(summary: ExportSummary) -> None:
+    """What was made, where it is, and the next command to type."""
+    parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in summary.sizes.items() if name != "bundle")
+    click.echo(f"vision tokens  {summary.tokens} -> {summary.keep} ({summary.keep / summary.tokens:.1%})")
+    click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
+    click.echo(f"time           {sum(summary.seconds.values()):.1f} s")
+    click.echo(f"bundle         {summary.bundle}")
+    click.echo(f"next           svdprune run {shlex.quote(str(summary.bundle))} --image PICTURE --prompt QUESTION")

@@ -1,0 +1,81 @@
+"""``svdprune inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from svdprune.runtime.cli.app import Command
+from svdprune.runtime.cli.show import human_bytes, print_json, print_table
+
+_GRAFTS = ("scorer", "projector")  # what the exporter joins to the traced encoder names its nodes "<part>/..."
+
+
+@click.command("inspect", cls=Command, short_help="What a bundle holds.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Say what BUNDLE holds: the model, the selection, precisions, files and sizes. Every file's hash is checked."""
+    from svdprune.runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    nodes = _nodes_by_part(opened.file(manifest.vision.file))
+    if as_json:
+        print_json({"bundle": str(bundle), **dataclasses.asdict(manifest), "vision_nodes": nodes})
+        return
+    print_table(("", str(bundle)), _facts(manifest, nodes))
+    sizes = [(name, human_bytes(info.size), info.sha256[:12]) for name, info in sorted(manifest.files.items())]
+    total = human_bytes(sum(info.size for info in manifest.files.values()))
+    print_table(("file", "size", "sha256"), [*sizes, ("all", total, "")])
+
+
+def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]:
+    """The manifest as lines for a person."""
+    model, vision, decoder = manifest.model, manifest.vision, manifest.decoder
+    selector = {
+        name: value
+        for name, value in dataclasses.asdict(vision.selector).items()
+        if name != "name" and value is not None and value is not False
+    }
+    defaults = dataclasses.asdict(decoder.generation)
+    parts = "onnx is not installed, so the graph was not opened"
+    if nodes is not None:
+        parts = f"{sum(nodes.values())}: " + ", ".join(f"{part} {count}" for part, count in nodes.items())
+    return [
+        ("model", f"{model.id} ({model.family})" + (f", revision {model.revision}" if model.revision else "")),
+        ("target", manifest.target),
+        ("vision tokens", f"{vision.tokens} -> {vision.keep} ({vision.keep / vision.tokens:.1%})"),
+        ("selector", vision.selector.name + _in_brackets(selector)),
+        ("positions", manifest.positions),
+        ("picture", f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches"),
+        ("vision graph", f"{vision.precision}, opset {vision.opset}"),
+        ("selects on", f"hidden state {vision.tap}, {vision.channels} channels"),
+        ("vision nodes", parts),
+        (
+            "decoder",
+            f"{decoder.precision}, {decoder.layers} layers, {decoder.hidden} wide, vocabulary {decoder.vocab:,}, "
+            f"context {decoder.context:,}",
+        ),
+        ("generation", ", ".join(f"{name} {value}" for name, value in defaults.items())),
+        ("written by", ", ".join(f"{name} {version}" for name, version in manifest.written_by.items())),
+    ]
+
+
+def _in_brackets(fields: dict[str, Any]) -> str:
+    return " (" + ", ".join(f"{name} {value}" for name, value in fields.items()) + ")" if fields else ""
+
+
+def _nodes_by_part(path: Path) -> dict[str, int] | None:
+    """Nodes of the vision graph by part, None where onnx is not installed; the weights are not read."""
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        return None
+    graph = onnx.load(str(path), load_external_data=False).graph
+    prefixes = (node.name.partition("/")[0] for node in graph.node)
+    return dict(collections.Counter(prefix if prefix in _GRAFTS else "encoder and selection" for prefix in prefixes))

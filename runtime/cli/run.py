@@ -1,0 +1,131 @@
+"""``svdprune run``: ask a bundle about a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svdprune.runtime.cli.app import Command
+from svdprune.runtime.cli.options import backend_options
+from svdprune.runtime.cli.show import print_json
+from svdprune.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from svdprune.runtime.answer import Answer, AnswerStream, Sight
+    from svdprune.runtime.vlm import Vlm
+
+
+@click.command("run", cls=Command, short_help="Ask a bundle about a picture.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--image", required=True, metavar="PATH", help="The picture.")
+@click.option("--prompt", metavar="TEXT", help="The question; without it, a chat about the picture begins.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the kept tokens and their scores here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer, kept tokens, counts and times as JSON.")
+@click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token.  [default: the bundle's]")
+@click.option("--top-p", type=float, help="Sample from the likeliest tokens that hold this share.")
+@click.option("--top-k", type=int, help="Sample from this many likeliest tokens; 0 is all.")
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--positions", metavar="POLICY", help="compact or original.  [default: the bundle's]")
+@backend_options
+def command(
+    bundle: Path,
+    image: str,
+    prompt: str | None,
+    picture: Path | None,
+    as_json: bool,
+    positions: str | None,
+    vision_backend: str,
+    decoder_backend: str,
+    checkpoint: str | None,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Answer a question about a picture with BUNDLE. The answer streams to stdout, everything else goes to stderr."""
+    from svdprune.runtime.vlm import load
+
+    if prompt is None and (as_json or not sys.stdin.isatty()):
+        raise UserError("there is no question: give --prompt, or run on a terminal to chat")
+    if picture is not None:
+        from svdprune.runtime.picture import check_picture_path
+
+        check_picture_path(picture)  # before the work, not after it
+    vlm = load(bundle, vision_backend, decoder_backend, threads, positions, checkpoint=checkpoint)
+    sight = vlm.see(image)
+    if prompt is None:
+        _draw(vlm, sight, picture, "")
+        _converse(vlm, sight, sampling)
+        return
+    stream = vlm.ask(sight, prompt, stream=True, **sampling)
+    answer = stream.answer if as_json else _print_stream(stream)
+    _draw(vlm, sight, picture, f"{prompt}\n{answer.text.strip()}")
+    if as_json:
+        print_json(_as_json(vlm, prompt, answer, picture))
+    else:
+        click.echo(_summary(answer), err=True)
+        if picture is not None:
+            click.echo(f"kept tokens: {picture}", err=True)
+
+
+def _converse(vlm: Vlm, sight: Sight, sampling: dict[str, Any]) -> None:
+    """Questions from the terminal until an empty line or the end of input; the picture is not encoded again."""
+    chat = vlm.chat(sight)
+    click.echo("Ask about the picture; an empty line ends.", err=True)
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            click.echo()
+            return
+        if not question:
+            return
+        _print_stream(chat.ask(question, stream=True, **sampling))
+
+
+def _print_stream(stream: AnswerStream) -> Answer:
+    for piece in stream:
+        click.echo(piece, nl=False)
+    click.echo()
+    return stream.answer
+
+
+def _draw(vlm: Vlm, sight: Sight, path: Path | None, caption: str) -> None:
+    if path is None:
+        return
+    from svdprune.runtime.picture import kept_picture, save_picture
+
+    rows, columns = vlm.manifest.vision.grid
+    save_picture(kept_picture(sight.pixels, sight.scores, sight.kept_indices, (rows, columns), caption), path)
+
+
+def _summary(answer: Answer) -> str:
+    """One line: tokens, and how long they took."""
+    tokens, times = answer.tokens, answer.times
+    line = (
+        f"{tokens.vision_kept} of {tokens.vision_total} vision tokens, prompt of {tokens.prompt}; "
+        f"first token after {times.first_token:.2f} s (vision {times.vision:.2f} s, prefill {times.prefill:.2f} s)"
+    )
+    if times.decode:
+        line += f", then {len(times.decode) / sum(times.decode):.1f} tokens/s"
+    return line + (f"; cut at {tokens.generated} tokens" if answer.stopped == "length" else "")
+
+
+def _as_json(vlm: Vlm, question: str, answer: Answer, picture: Path | None) -> dict[str, Any]:
+    times = answer.times
+    return {
+        "question": question,
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "stopped": answer.stopped,
+        "kept_indices": answer.kept_indices.tolist(),
+        "scores": [float(score) for score in answer.scores],
+        "grid": vlm.manifest.vision.grid,
+        "positions": vlm.positions,
+        "tokens": dataclasses.asdict(answer.tokens),
+        "seconds": {**dataclasses.asdict(times), "first_token": times.first_token, "total": times.total},
+        "picture": None if picture is None else str(picture),
+    }

@@ -1,0 +1,83 @@
+"""What the commands share in speaking to a person: sizes, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+def human_bytes(count: int) -> str:
+    """1536 -> "1.5 kB"; powers of 1000, as disks and downloads are counted."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, strict (no NaN)."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on stdout; on a terminal it fits the window, elsewhere it takes the width it needs."""
+    table = Table(*columns, title=title or None, title_justify="left", header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    stdout_console().print(table)
+
+
+def stdout_console() -> Console:
+    """A console on stdout as it is now, without markup: values may hold square brackets."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, markup=False, highlight=False, width=None if terminal else 200)
+
+
+class Steps:
+    """Progress of a long command on stderr: a live line on a terminal, one plain line a step elsewhere.
+
+    Call it with the step's name and the share of the whole that is done (0 to 1), or None when that is not known.
+    """
+
+    def __init__(self) -> None:
+        self._live: Progress | None = None
+        if sys.stderr.isatty():
+            self._live = Progress(
+                SpinnerColumn(finished_text="✓"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=Console(file=sys.stderr),
+                transient=True,
+            )
+            self._task = self._live.add_task("", total=1.0)
+        self._step = ""
+
+    def __enter__(self) -> Steps:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, step: str, share: float | None) -> None:
+        """Report: ``step`` is under way, ``share`` of the whole is done."""
+        if self._live:
+            self._live.update(self._task, description=step)
+            if share is not None:
+                self._live.update(self._task, completed=share)
+        elif step != self._step:
+            click.echo(step, err=True)
+        self._step = step
