@@ -116,12 +116,13 @@ class Operators:
             table = self._stored(f"{name}.weight", weight.T.contiguous().numpy())  # (inputs, outputs)
             result = self.op("MatMul", [x, table], name if not bias else f"{name}/product")
         else:
-            packed = quantise(weight, bits or 4)
+            packed = quantise(weight.numpy(), bits or 4)
             table = self._stored(f"{name}.weight.codes", packed.codes)
             scales = self._stored(f"{name}.weight.scales", packed.scales)
+            zero_points = self._stored(f"{name}.weight.zero_points", packed.zero_points)
             result = self.op(
                 "MatMulNBits",
-                [x, table, scales],
+                [x, table, scales, zero_points],
                 name if not bias else f"{name}/product",
                 _MS,
                 K=inputs,
