@@ -46,9 +46,7 @@ def kept_picture(
     """
     pixels, scores, kept = _checked(pixels, scores, kept_indices, grid)
     rows, columns = grid
-    keep = np.zeros(rows * columns, bool)
-    keep[kept] = True
-    keep = keep.reshape(rows, columns)
+    keep = np.isin(np.arange(rows * columns), kept).reshape(rows, columns)
     width, height = _panel_size(pixels.shape[1], pixels.shape[0], grid)
     ys, xs = _edges(height, rows), _edges(width, columns)
 

@@ -7,6 +7,7 @@ whole way, from the picture to the answer.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import zipfile
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from svdprune.runtime.answer import Sight
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.vlm import Vlm, load
@@ -143,7 +145,7 @@ def verify(
     seconds = time.perf_counter() - began
     report.stages.append(_kept_stage(sight.kept_indices, golden, vision_limits, seconds))
     report.stages.append(_features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
-    report.stages.append(_logits_stage(vlm, golden, decoder_limits))
+    report.stages.append(_logits_stage(vlm, sight, golden, decoder_limits))
     whole = decoder_limits.answer and exact and manifest.vision.precision == "fp32"
     report.stages.append(_answer_stage(vlm, golden, whole))
     return report
@@ -242,10 +244,11 @@ def _features_stage(
     return Stage("vision features", measured, allowed, worst >= limits.cosine, seconds)
 
 
-def _logits_stage(vlm: Vlm, golden: Golden, limits: DecoderLimits) -> Stage:
+def _logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits) -> Stage:
     """The decoder alone: the golden prompt with the golden features."""
     began = time.perf_counter()
-    logits = vlm.prompt(golden.features, golden.kept).advance(golden.prompt_ids)
+    reference = dataclasses.replace(sight, features=golden.features, kept_indices=golden.kept)
+    logits = vlm.cached_prompt(reference).advance(golden.prompt_ids)
     seconds = time.perf_counter() - began
     cosine = float(cosines(logits[None], golden.logits[None])[0])
     best = int(golden.logits.argmax())

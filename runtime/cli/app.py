@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import sys
 import warnings
 from typing import IO, Any
 
@@ -14,18 +13,6 @@ from svdprune.runtime.errors import SvdpruneError
 
 COMMANDS = ("export", "run", "verify", "inspect", "targets")  # each a module beside this one, with a `command`
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
-
-
-class Failure(click.ClickException):
-    """An error as the user sees it: one line on stderr, and an exit code."""
-
-    def __init__(self, sentence: str, exit_code: int) -> None:
-        super().__init__(sentence)
-        self.exit_code = exit_code
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line; click calls this before it leaves with ``exit_code``."""
-        click.echo(f"svdprune: {self.message}", file=file or sys.stderr)
 
 
 class Command(click.Command):
@@ -38,9 +25,11 @@ class Command(click.Command):
             try:
                 return super().invoke(ctx)
             except SvdpruneError as error:
-                raise Failure(str(error), error.exit_code) from error
-            except KeyboardInterrupt as error:
-                raise Failure("stopped", INTERRUPTED) from error
+                click.echo(f"svdprune: {error}", err=True)
+                ctx.exit(error.exit_code)
+            except KeyboardInterrupt:
+                click.echo("\nsvdprune: stopped", err=True)
+                ctx.exit(INTERRUPTED)
 
 
 class Group(click.Group):

@@ -17,6 +17,7 @@ from svdprune.runtime.targets import AUTO, check_precision
 
 if TYPE_CHECKING:
     from svdprune.exporter.export import ExportSummary
+    from svdprune.runtime.manifest import Positions
 
 _NEEDS = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 
@@ -93,7 +94,7 @@ def command(
     seed: int,
     precision: str,
     decoder_precision: str,
-    positions: str,
+    positions: Positions,
     pixels: str,
     revision: str | None,
     overwrite: bool,
