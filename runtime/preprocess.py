@@ -1,8 +1,8 @@
 """Pictures to pixels, as the Hugging Face image processors do it with Pillow, without transformers.
 
 ``open_image`` follows transformers' ``load_image`` (EXIF orientation applied, then ``convert("RGB")``, which drops an
-alpha channel) and ``preprocess`` follows its Pillow backend (resize, centre crop). Normalisation lies inside the vision
-graph; ``normalise`` is for graphs that take float32 pixels.
+alpha channel) and ``preprocess`` follows its Pillow backend (one transparent colour made white, resize, centre crop).
+Normalisation lies inside the vision graph; ``normalise`` is for graphs that take float32 pixels.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
         warnings.warn(f"{name} has several frames, the first is used", PictureWarning, stacklevel=3)
         picture.seek(0)
     try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return _opaque(ImageOps.exif_transpose(picture).convert("RGB"))
     except _DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
 
@@ -188,6 +188,16 @@ def _open(stream: BinaryIO, name: str) -> Image.Image:
         raise UserError(f"{name} has {_SHRINK}") from error
     except _DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """White where a picture names one colour as transparent, as the processors do; Pillow keeps that colour in RGB."""
+    from PIL import Image
+
+    if image.info.get("transparency") is None:
+        return image
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -12,6 +12,9 @@ from svdprune.runtime.errors import BundleError
 Message = dict[str, Any]
 """{"role": "user" | "assistant" | "system", "content": [{"type": "image"} | {"type": "text", "text": str}, ...]}"""
 
+# What the expressions of a template can raise on values that they were not written for.
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 
 class ChatTemplate:
     """A compiled chat template.
@@ -49,7 +52,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        except (jinja2.TemplateError, *_FAULTS) as error:
             raise BundleError(f"the chat template cannot render the conversation ({error})") from error
 
 

@@ -41,7 +41,7 @@ class GrowingCache:
         heads, width = shape
         self._values = [_ort_value(np.zeros((1, heads, 0, width), dtype)) for _ in range(tensors)]
 
-    def bind(self, binding: Any, past: Sequence[str], present: Sequence[str], rows: int) -> None:  # noqa: ARG002
+    def bind(self, binding: Any, past: Sequence[str], present: Sequence[str], rows: int) -> None:
         """See ``KvCache.bind``."""
         for name, value in zip(past, self._values, strict=True):
             binding.bind_ortvalue_input(name, value)
@@ -77,7 +77,7 @@ class SharedCache:
             binding.bind_ortvalue_input(before, value)
             binding.bind_ortvalue_output(after, value)
 
-    def keep(self, outputs: Sequence[Any], rows: int) -> None:  # noqa: ARG002
+    def keep(self, outputs: Sequence[Any], rows: int) -> None:
         """See ``KvCache.keep``: the rows are in the buffer already."""
         self.length += rows
 

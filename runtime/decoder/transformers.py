@@ -40,8 +40,8 @@ def open_decoder(bundle: Bundle, threads: int | None, checkpoint: str) -> Transf
     info = bundle.manifest.decoder
     if (hidden, vocab) != (info.hidden, info.vocab):
         raise UserError(
-            f"{checkpoint} has hidden size {hidden} and vocabulary {vocab:,}, the bundle {info.hidden} and {info.vocab:,}:"
-            " give the checkpoint it was exported from"
+            f"{checkpoint} has hidden size {hidden} and vocabulary {vocab:,}, the bundle {info.hidden} and "
+            f"{info.vocab:,}: give the checkpoint it was exported from"
         )
     return TransformersDecoder(language, model.lm_head)
 
@@ -102,7 +102,7 @@ class TransformersState:
 
             self._cache = transformers.DynamicCache()
         elif length < self.length:
-            self._cache.crop(length)
+            self._cache.crop(length - self.length)  # negative: how many rows to drop
 
 
 def _first_line(error: Exception) -> str:

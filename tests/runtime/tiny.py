@@ -87,8 +87,9 @@ def rotary() -> tuple[np.ndarray, np.ndarray]:
 
 
 def vision_graph(path: Path, poison: str | None = None, keep: int = KEEP, dtype: str = "uint8") -> None:
-    """Patch means as scores, the brightest kept. ``poison`` divides "scores" or "features" by zero on a black picture."""
+    """Patch means as scores, the brightest kept. On black, ``poison`` makes "scores" or "features" NaN."""
     values = weights()
+    spoilt = {"scores": "ones_or_nan", "features": "one_row"}.get(poison or "", "")
     floats = ["pixels"] if dtype == "float32" else ["raw"]
     nodes = [] if dtype == "float32" else [helper.make_node("Cast", ["pixels"], ["raw"], to=TensorProto.FLOAT)]
     if dtype == "float32":
@@ -101,7 +102,7 @@ def vision_graph(path: Path, poison: str | None = None, keep: int = KEEP, dtype:
         helper.make_node("Reshape", ["means", "flat"], ["tokens"]),  # [B, T, 3]
         helper.make_node("ReduceSum", ["tokens", "last"], ["bright"], keepdims=0),  # [B, T]
         helper.make_node("Div", ["bright", "bright"], ["ones_or_nan"]),
-        helper.make_node("Mul" if poison == "scores" else "Add", ["bright", "ones_or_nan" if poison == "scores" else "zero"], ["scores"]),
+        helper.make_node("Mul", ["bright", spoilt if poison == "scores" else "unit"], ["scores"]),
         helper.make_node("TopK", ["scores", "keep"], ["values", "best"], axis=1, largest=1, sorted=1),
         helper.make_node("Cast", ["best"], ["best_float"], to=TensorProto.FLOAT),
         helper.make_node("TopK", ["best_float", "keep"], ["ordered", "order"], axis=1, largest=0, sorted=1),
@@ -112,7 +113,7 @@ def vision_graph(path: Path, poison: str | None = None, keep: int = KEEP, dtype:
         helper.make_node("MatMul", ["chosen", "projector"], ["clean"]),
         helper.make_node("Div", ["chosen", "chosen"], ["one_each"]),
         helper.make_node("ReduceMean", ["one_each", "last"], ["one_row"], keepdims=1),
-        helper.make_node("Mul" if poison == "features" else "Add", ["clean", "one_row" if poison == "features" else "zero"], ["features"]),
+        helper.make_node("Mul", ["clean", spoilt if poison == "features" else "unit"], ["features"]),
     ]  # fmt: skip
     constants = {
         "rescale": np.array(1 / 255, np.float32),
@@ -122,7 +123,7 @@ def vision_graph(path: Path, poison: str | None = None, keep: int = KEEP, dtype:
         "last": np.array([-1], np.int64),
         "keep": np.array([keep], np.int64),
         "three": np.array([1, 1, 3], np.int64),
-        "zero": np.array(0, np.float32),
+        "unit": np.array(1, np.float32),
         "projector": values["projector"],
     }
     kind, shape = (
@@ -254,8 +255,9 @@ def manifest(**changes: Any) -> Manifest:
     """The tiny bundle's manifest; ``vision`` and ``decoder`` in ``changes`` are dicts of fields."""
     selector = SelectorInfo(name="norm")
     vision: dict[str, Any] = {
-        "file": "vision.onnx", "input": "uint8", "height": SIDE, "width": SIDE, "grid": [ROWS, ROWS], "tokens": TOKENS,
-        "keep": KEEP, "channels": 3, "hidden": HIDDEN, "tap": -1, "precision": "fp32", "opset": 18, "selector": selector,
+        "file": "vision.onnx", "input": "uint8", "height": SIDE, "width": SIDE, "grid": [ROWS, ROWS],
+        "tokens": TOKENS, "keep": KEEP, "channels": 3, "hidden": HIDDEN, "tap": -1, "precision": "fp32", "opset": 18,
+        "selector": selector,
     }  # fmt: skip
     decoder: dict[str, Any] = {
         "file": "decoder/model.onnx", "embedding": "decoder/embed_tokens.npy", "precision": "fp32", "layers": LAYERS,
