@@ -48,7 +48,7 @@ def command(
     """Answer a question about a picture with BUNDLE. The answer streams to stdout, everything else goes to stderr."""
     from svdprune.runtime.vlm import load
 
-    if prompt is None and (as_json or not sys.stdin.isatty()):
+    if prompt is None and (as_json or not _on_terminal()):
         raise UserError("there is no question: give --prompt, or run on a terminal to chat")
     if picture is not None:
         from svdprune.runtime.picture import check_picture_path
@@ -69,6 +69,10 @@ def command(
         click.echo(_summary(answer), err=True)
         if picture is not None:
             click.echo(f"kept tokens: {picture}", err=True)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _converse(vlm: Vlm, sight: Sight, sampling: dict[str, Any]) -> None:
