@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from svdprune.runtime.errors import BundleError
 
@@ -112,7 +112,7 @@ def _generation_tag() -> type:
     from jinja2.parser import Parser
 
     class GenerationTag(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
