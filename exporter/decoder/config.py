@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -75,9 +76,10 @@ def decoder_config(text_config: dict[str, Any]) -> DecoderConfig:
         )
     try:
         config = AutoConfig.for_model(**text_config)
-    except (ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"the text_config of the checkpoint is not a valid {model_type} configuration: {error}"
+            f"the text_config of config.json is not a valid {model_type} configuration: {reason}"
         ) from error
     _refuse_unsupported(config)
     parts = _ARCHITECTURES[model_type](config)
