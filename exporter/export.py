@@ -1,0 +1,166 @@
+"""Export: a checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from svdprune.exporter.decoder import export_decoder
+from svdprune.exporter.families import family_of
+from svdprune.exporter.golden import load_reference, write_golden
+from svdprune.exporter.models import locate
+from svdprune.exporter.processor import image_values, write_processor
+from svdprune.exporter.selection import SelectorConfig, parse_keep
+from svdprune.exporter.vision import OPSET, build_vision, save_graph
+from svdprune.runtime.bundle import write_bundle
+from svdprune.runtime.manifest import Manifest, ModelInfo, Positions, SelectorInfo, VisionInfo
+from svdprune.runtime.preprocess import ImageSettings
+from svdprune.runtime.targets import check_precision, find_target
+from svdprune.runtime.text import TextProcessor
+
+Progress = Callable[[str, float | None], None]
+"""Called with a stage's name and, where known, the share of the export that is done (0 to 1)."""
+
+WRITERS = ("svdprune", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export. `keep` is a count ("32") or a share ("10%"); None for an option takes its default.
+
+    `out` None makes a folder `<model>-k<K>-<target>` in the working directory.
+    """
+
+    model: str
+    keep: str
+    target: str = "cpu"
+    out: Path | None = None
+    select: str = "leverage"
+    rank: int | None = None
+    variance: float | None = None
+    block: int | None = None
+    iterations: int | None = None
+    centre: bool = False
+    seed: int = 0
+    precision: str = "fp32"
+    decoder_precision: str = "fp32"
+    positions: Positions = "compact"
+    input: str = "uint8"
+    revision: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class ExportSummary:
+    """What was written: the bundle's folder, T and K, bytes and seconds of each part."""
+
+    bundle: Path
+    tokens: int
+    keep: int
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def export_model(request: ExportRequest, progress: Progress = lambda stage, share: None) -> ExportSummary:
+    """Export as `request` says. The bundle appears whole or not at all.
+
+    Raises:
+        UserError: anything about the request, the checkpoint or the place to write that cannot be.
+    """
+    target = find_target(request.target)
+    check_precision(target, request.precision)
+    progress(f"finding {request.model}", 0.0)
+    source = locate(request.model, request.revision)
+    checkpoint = source.checkpoint
+    family = family_of(checkpoint.config, request.model)
+    spec = family.describe(checkpoint)
+    keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
+    given = {"rank": request.rank, "block": request.block, "iterations": request.iterations, "variance": request.variance}
+    selector = SelectorConfig(
+        name=request.select,
+        centre=request.centre,
+        seed=request.seed,
+        **{k: v for k, v in given.items() if v is not None},  # type: ignore[arg-type]
+    )
+    selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
+    out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
+    summary = ExportSummary(out, spec.tokens, keep)
+
+    with write_bundle(out, overwrite=request.overwrite) as bundle:
+        with _timed(summary, "vision"):
+            graph = build_vision(
+                checkpoint,
+                family,
+                spec,
+                selector,
+                keep,
+                precision=request.precision,
+                raw=request.input == "uint8",
+                report=lambda stage: progress(stage, 0.1),
+            )
+            progress("writing the vision graph", 0.3)
+            save_graph(graph, bundle.file("vision.onnx"))
+            del graph
+        with _timed(summary, "decoder"):
+            progress("writing the decoder", 0.4)
+            decoder = export_decoder(
+                checkpoint, checkpoint.config["text_config"], bundle.path / "decoder", request.decoder_precision
+            )
+        processor = write_processor(checkpoint, bundle.path / "processor")
+        with _timed(summary, "golden"):
+            progress("answering the golden question with transformers", 0.7)
+            images = ImageSettings.from_json(image_values(checkpoint))
+            text = TextProcessor(
+                (bundle.path / processor.tokenizer).read_text(encoding="utf-8"),
+                (bundle.path / processor.chat_template).read_text(encoding="utf-8"),
+                processor.image_token,
+                processor.image_token_id,
+                processor.bos_token,
+                processor.eos_token,
+            )
+            reference = load_reference(checkpoint, lambda note: progress(note, 0.75))
+            golden = write_golden(
+                bundle.path / "golden", reference, family, spec, selector, keep, request.positions, images, text, decoder.eos
+            )
+            del reference
+        for name, places in {"vision": "vision.onnx*", "decoder": "decoder/*"}.items():
+            summary.sizes[name] = sum(f.stat().st_size for f in bundle.path.glob(places))
+        progress("hashing", 0.95)
+        bundle.manifest = Manifest(
+            model=ModelInfo(source.id, family.name, source.revision, checkpoint.fingerprint()),
+            vision=VisionInfo(
+                file="vision.onnx",
+                input="uint8" if request.input == "uint8" else "float32",
+                height=spec.height,
+                width=spec.width,
+                grid=list(spec.grid),
+                tokens=spec.tokens,
+                keep=keep,
+                channels=spec.channels,
+                hidden=spec.hidden,
+                tap=spec.tap,
+                precision=request.precision,
+                opset=OPSET,
+                selector=SelectorInfo(**selector.manifest_fields()),
+            ),
+            decoder=decoder,
+            processor=processor,
+            positions=request.positions,
+            target=target.name,
+            golden=golden,
+            written_by={name: importlib.metadata.version(name) for name in WRITERS},
+        )
+    summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    progress("done", 1.0)
+    return summary
+
+
+@contextmanager
+def _timed(summary: ExportSummary, part: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    summary.seconds[part] = time.perf_counter() - began

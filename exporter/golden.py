@@ -1,0 +1,187 @@
+"""The golden case: one picture and one question, answered by transformers at export.
+
+The device replays it (`svdprune verify`) to know that its engines compute what the checkpoint computes.
+Features come from transformers' own tower, not from the one in `families`, so the two check each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from svdprune.calib.scenes import ask, draw_scene
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.families import Family, VisionSpec
+from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
+from svdprune.runtime.errors import NumericalError, UserError
+from svdprune.runtime.manifest import GoldenInfo, Positions
+from svdprune.runtime.positions import Layout, picture_place, splice
+from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
+from svdprune.runtime.template import Message
+from svdprune.runtime.text import TextProcessor
+
+SEED = 20260411
+MAX_NEW_TOKENS = 24
+HEADROOM = 0.8  # share of the free memory that the reference model may take
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Reference features of one picture: pruned (K, H), kept indices (K,), scores (T,)."""
+
+    features: np.ndarray
+    kept: np.ndarray
+    scores: np.ndarray
+
+
+def golden_case() -> tuple[Image.Image, str]:
+    """The picture and its question; the same for every model, drawn here."""
+    rng = random.Random(SEED)
+    while True:
+        scene = draw_scene(rng, 336, 336, (3, 3))
+        question = ask(rng, scene, "color")
+        if question is not None and len(scene.objects) == 3:
+            return scene.image, question.text
+
+
+def load_reference(checkpoint: Checkpoint, report: Callable[[str], None]) -> nn.Module:
+    """The whole model by transformers, for the golden case and for nothing else.
+
+    float32 where that fits the free memory, otherwise the checkpoint's own precision, which is reported.
+
+    Raises:
+        UserError: not even that fits; the sentence gives the sizes.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    weights = [checkpoint.info(name) for name in checkpoint.names()]
+    full = 4 * sum(math.prod(w.shape) for w in weights)
+    stored = sum(file.stat().st_size for file in {w.file for w in weights})
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    dtype: torch.dtype | str = torch.float32
+    if full > HEADROOM * free:
+        if stored > HEADROOM * free:
+            raise UserError(
+                f"the golden answer needs the whole model in memory, {stored / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
+                "free: export on a machine with more memory (the device needs none of it)"
+            )
+        report("reference in the checkpoint's own precision: float32 does not fit the free memory")
+        dtype = "auto"
+    model: nn.Module = AutoModelForImageTextToText.from_pretrained(
+        checkpoint.folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def reference_vision(
+    model: nn.Module,
+    family: Family,
+    spec: VisionSpec,
+    pixels: np.ndarray,
+    selector: SelectorConfig,
+    keep: int,
+    start: np.ndarray | None = None,
+) -> Vision:
+    """Features, choice and scores of one normalised picture, float32 (3, height, width), by transformers and torch.
+
+    Raises:
+        NumericalError: the checkpoint's own features hold NaN or infinity.
+    """
+    dtype = next(model.parameters()).dtype
+    tokens, attention = family.reference_tokens(model, torch.from_numpy(pixels)[None].to(dtype))
+    if not tokens.isfinite().all():
+        raise NumericalError("the checkpoint's vision features hold NaN or infinity: its weights are damaged")
+    scorer = build_selector(selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start)
+    scores = scorer(tokens.float(), attention.float())  # (1, T)
+    kept = keep_indices(scores[0].numpy(), keep)
+    features = family.reference_project(model, tokens[:, kept])
+    return Vision(features[0].float().numpy(), kept, scores[0].numpy())
+
+
+@torch.no_grad()
+def reference_answer(
+    model: nn.Module, layout: Layout, prompt_ids: list[int], features: np.ndarray, eos: list[int], limit: int = MAX_NEW_TOKENS
+) -> tuple[list[int], np.ndarray]:
+    """Greedy ids (the end token left out) and the logits of the first step, float32 (V,), by transformers."""
+    language: Any = model.model.language_model  # type: ignore[union-attr]
+    dtype = next(model.parameters()).dtype
+
+    def embed(ids: Sequence[int]) -> np.ndarray:
+        looked: torch.Tensor = language.get_input_embeddings()(torch.tensor(list(ids), dtype=torch.long))
+        return looked.float().numpy()
+
+    rows = torch.from_numpy(splice(prompt_ids, layout.place, features, embed))[None].to(dtype)
+    positions = torch.from_numpy(layout.span(0, len(prompt_ids)))[None]
+    answer: list[int] = []
+    first: np.ndarray | None = None
+    cache: Any = None
+    seen = 0
+    while len(answer) < limit:
+        seen += rows.shape[1]
+        out = language(
+            inputs_embeds=rows,
+            position_ids=positions,
+            attention_mask=torch.ones(1, seen, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = model.lm_head(out.last_hidden_state[:, -1]).float()[0]  # type: ignore[operator]
+        first = logits.numpy() if first is None else first
+        token = int(logits.argmax())
+        if token in eos:
+            break
+        answer.append(token)
+        cache = out.past_key_values
+        rows = torch.from_numpy(embed([token]))[None].to(dtype)
+        positions = positions[:, -1:] + 1
+    assert first is not None
+    return answer, first
+
+
+def write_golden(
+    folder: Path,
+    model: nn.Module,
+    family: Family,
+    spec: VisionSpec,
+    selector: SelectorConfig,
+    keep: int,
+    positions: Positions,
+    images: ImageSettings,
+    text: TextProcessor,
+    eos: list[int],
+    start: np.ndarray | None = None,
+) -> GoldenInfo:
+    """Answer the golden question and write `image.png`, `case.json` and `arrays.npz` into `folder` ("golden")."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, question = golden_case()
+    picture.save(folder / "image.png")
+    pixels = normalise(preprocess(picture, images), images)
+    vision = reference_vision(model, family, spec, pixels, selector, keep, start)
+    messages: list[Message] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = text.prompt_ids(messages)
+    layout = Layout(picture_place(prompt, text.image_token_id), vision.kept, spec.tokens, positions)
+    ids, logits = reference_answer(model, layout, prompt, vision.features, eos)
+    case = {
+        "question": question,
+        "prompt_ids": prompt,
+        "kept_indices": vision.kept.tolist(),
+        "answer": text.decode(ids),
+        "answer_ids": ids,
+        "positions": positions,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    (folder / "case.json").write_text(json.dumps(case, indent=2) + "\n", encoding="utf-8")
+    np.savez(folder / "arrays.npz", features=vision.features, scores=vision.scores, logits=logits)
+    return GoldenInfo("golden/image.png", "golden/case.json", "golden/arrays.npz")

@@ -1,0 +1,51 @@
+"""Join graphs: nodes of one graph continue another's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+
+def graft(main: ir.Model, part: ir.Model, inputs: Mapping[str, ir.Value], prefix: str) -> dict[str, ir.Value]:
+    """Move all of `part` to the end of `main`, its inputs replaced by values of `main`.
+
+    Args:
+        main: the graph that grows. part: a graph of the same opset; it is taken apart.
+        inputs: for each input of `part`, the value of `main` that takes its place.
+        prefix: put before the names of moved nodes, values and initializers, so that none collides.
+
+    Returns:
+        The values that were `part`'s outputs, by their old names.
+
+    Raises:
+        ValueError: opsets differ, or an input of `part` is not given.
+    """
+    for domain, version in part.opset_imports.items():
+        if main.opset_imports.setdefault(domain, version) != version:
+            raise ValueError(f"opset {version} of {domain or 'ai.onnx'} cannot be joined to {main.opset_imports[domain]}")
+    missing = [v.name for v in part.graph.inputs if v.name not in inputs]
+    if missing:
+        raise ValueError(f"no value given for {', '.join(map(str, missing))}")
+    outputs = list(part.graph.outputs)
+    names = [str(v.name) for v in outputs]
+    given = {str(v.name): v for v in part.graph.inputs}
+    for name, value in given.items():
+        ir.convenience.replace_all_uses_with(value, inputs[name], replace_graph_outputs=True)
+    outputs = [inputs[n] if v in given.values() else v for n, v in zip(names, outputs, strict=True)]
+    part.graph.outputs.clear()
+    initializers = list(part.graph.initializers.values())
+    part.graph.initializers.clear()
+    for value in initializers:
+        value.name = f"{prefix}/{value.name}"
+        main.graph.initializers[value.name] = value
+    nodes = list(part.graph)
+    part.graph.remove(nodes)
+    for node in nodes:
+        node.name = f"{prefix}/{node.name or node.op_type}"
+        for value in node.outputs:
+            if value.name:
+                value.name = f"{prefix}/{value.name}"
+    main.graph.extend(nodes)
+    main.functions.update(part.functions)
+    return dict(zip(names, outputs, strict=True))

@@ -1,0 +1,76 @@
+"""From what a user types (an alias, a hub id, a folder) to a checkpoint folder."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.runtime.errors import UserError
+from svdprune.runtime.lazy import require
+
+SHIPPED = "mini-llava"
+ALIASES = {
+    "llava": "llava-hf/llava-1.5-7b-hf",
+    "llava-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-13b": "llava-hf/llava-1.5-13b-hf",
+}
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+# What an export reads: no other framework's weights, no pictures.
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint and where it came from. `revision` is the hub's commit, None for a folder."""
+
+    id: str
+    checkpoint: Checkpoint
+    revision: str | None
+
+
+def shipped_folder() -> Path:
+    """The checkpoint inside the package, from a clone or an installed wheel."""
+    return Path(str(resources.files("svdprune.exporter"))) / "models" / SHIPPED
+
+
+def locate(model: str, revision: str | None = None) -> Source:
+    """Find `model`: the shipped one, an alias, a folder, or a hub id (fetched into the hub's cache).
+
+    Raises:
+        UserError: nothing of that name, the hub cannot be reached, or the folder is no checkpoint.
+    """
+    if model == SHIPPED:
+        return Source(model, Checkpoint(shipped_folder()), None)
+    if model in ALIASES:
+        return _from_hub(ALIASES[model], revision)
+    folder = Path(model).expanduser()
+    if folder.exists() or model.startswith((".", "/", "~")):
+        return Source(folder.resolve().name, Checkpoint(folder), None)
+    if _HUB_ID.match(model):
+        return _from_hub(model, revision)
+    names = [SHIPPED, *ALIASES]
+    near = difflib.get_close_matches(model, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(names)}"
+    raise UserError(f"there is no model {model!r}: {hint} A folder or a hub id (owner/name) works too")
+
+
+def _from_hub(hub_id: str, revision: str | None) -> Source:
+    hub = require("huggingface_hub", "export")
+    errors = require("huggingface_hub.errors", "export")
+    try:
+        folder = Path(hub.snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+    except errors.GatedRepoError as error:
+        raise UserError(f"{hub_id} wants its licence accepted: accept it on the hub, then `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{hub_id} has no revision {revision!r}: leave --revision out for the newest") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model {hub_id} (or it is private): check the name, or `hf auth login`") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"the hub cannot be reached for {hub_id} and it is not in the local cache: download it elsewhere and give its folder"
+        ) from error
+    return Source(hub_id, Checkpoint(folder), folder.name)

@@ -1,0 +1,121 @@
+"""A checkpoint's processor files, old layout or new, as the runtime wants them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.runtime.errors import UserError
+from svdprune.runtime.manifest import ProcessorInfo
+
+BICUBIC = 3  # Pillow's number
+_RESCALE = 1 / 255
+
+
+def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The picture's preprocessing, in the form of a bundle's `processor/image.json`.
+
+    Read from `processor_config.json` (transformers 5) or `preprocessor_config.json` (before).
+
+    Raises:
+        UserError: neither file is there, or they lack the mean and deviation.
+    """
+    nested = (checkpoint.json("processor_config.json") or {}).get("image_processor")
+    values = nested or checkpoint.json("preprocessor_config.json")
+    if not values:
+        raise UserError(f"{checkpoint.folder} has no preprocessor_config.json: the picture's preprocessing is unknown")
+    missing = [k for k in ("image_mean", "image_std", "size") if k not in values]
+    if missing:
+        raise UserError(f"the image processor of {checkpoint.folder} lacks {', '.join(missing)}: download the checkpoint again")
+    return {
+        "resize": _size(values["size"]) if values.get("do_resize", True) else None,
+        "resample": values.get("resample", BICUBIC),
+        "crop": _square(values.get("crop_size", values["size"])) if values.get("do_center_crop", False) else None,
+        "rescale": values.get("rescale_factor", _RESCALE) if values.get("do_rescale", True) else 1.0,
+        "mean": values["image_mean"] if values.get("do_normalize", True) else [0.0, 0.0, 0.0],
+        "std": values["image_std"] if values.get("do_normalize", True) else [1.0, 1.0, 1.0],
+        "convert_rgb": values.get("do_convert_rgb", True),
+    }
+
+
+def _size(size: Any) -> dict[str, int]:
+    """A resize target; early releases wrote a bare number for the shortest edge."""
+    return {"shortest_edge": size} if isinstance(size, int) else {k: size[k] for k in ("shortest_edge", "height", "width") if k in size}
+
+
+def _square(size: Any) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    edge = size.get("shortest_edge")
+    return {"height": size.get("height", edge), "width": size.get("width", edge)}
+
+
+def image_token(checkpoint: Checkpoint) -> int:
+    """The id that stands for the picture in a prompt."""
+    config = checkpoint.config
+    found = config.get("image_token_id", config.get("image_token_index"))
+    if not isinstance(found, int):
+        raise UserError(f"{checkpoint.folder}/config.json has no image_token_index: it does not say where a picture goes")
+    return found
+
+
+def write_processor(checkpoint: Checkpoint, folder: Path) -> ProcessorInfo:
+    """Write `tokenizer.json`, `chat_template.jinja` and `image.json` into `folder` (named "processor").
+
+    Raises:
+        UserError: the checkpoint has no fast tokenizer or no chat template.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(checkpoint)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_chat_template(checkpoint), encoding="utf-8")
+    (folder / "image.json").write_text(json.dumps(image_values(checkpoint), indent=2) + "\n", encoding="utf-8")
+    token_id = image_token(checkpoint)
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        raise UserError(f"the tokenizer of {checkpoint.folder} has no token {token_id}, which config.json gives to pictures")
+    settings = checkpoint.json("tokenizer_config.json") or {}
+    return ProcessorInfo(
+        tokenizer="processor/tokenizer.json",
+        chat_template="processor/chat_template.jinja",
+        image="processor/image.json",
+        image_token_id=token_id,
+        image_token=token,
+        bos_token=_text_of(settings.get("bos_token")),
+        eos_token=_text_of(settings.get("eos_token")),
+    )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    file = checkpoint.folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"{checkpoint.folder} has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained() it, which writes one"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+        raise UserError(f"{file} is not a tokenizer ({error}): download it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _chat_template(checkpoint: Checkpoint) -> str:
+    file = checkpoint.folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = (checkpoint.json(name) or {}).get("chat_template")
+        if isinstance(template, str):
+            return template
+    raise UserError(f"{checkpoint.folder} has no chat template (chat_template.jinja or .json): the prompt's form is unknown")
+
+
+def _text_of(token: Any) -> str | None:
+    """A special token is a string, or an object that holds it as `content`."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,188 @@
+"""The pruned vision graph: normalise, encoder up to the tap, scorer, top K, gather, projector.
+
+The encoder and the projector are traced by torch; the scorer is authored (`selection`); this module joins
+them. The projector comes after the gather, so it sees K rows instead of T.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.families import Family, VisionSpec
+from svdprune.exporter.graft import graft
+from svdprune.exporter.selection import SelectorConfig, selector_model
+
+OPSET = 18
+EXTERNAL_ABOVE = 64 << 20  # bytes of weights beyond which they go into a file of their own, written piece by piece
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class Normalised(nn.Module):
+    """Raw pixels in, tokens out: rescale, subtract the mean, divide by the deviation, then the encoder."""
+
+    def __init__(self, encoder: nn.Module, spec: VisionSpec, raw: bool, attention: bool):
+        super().__init__()
+        self.encoder, self.raw, self.attention = encoder, raw, attention
+        self.dtype = next(encoder.parameters()).dtype
+        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        self.register_buffer("scale", (spec.rescale / std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (mean / std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """uint8 (B, height, width, 3) or, when not `raw`, normalised float32 (B, 3, height, width)."""
+        if self.raw:
+            pixels = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        tokens, attention = self.encoder(pixels.to(self.dtype))
+        return (tokens, attention.float()) if self.attention else (tokens,)
+
+
+def build_vision(
+    checkpoint: Checkpoint,
+    family: Family,
+    spec: VisionSpec,
+    selector: SelectorConfig,
+    keep: int,
+    *,
+    precision: str = "fp32",
+    raw: bool = True,
+    start: np.ndarray | None = None,
+    report: Callable[[str], None] = lambda stage: None,
+) -> ir.Model:
+    """The whole graph, batch dynamic, opset 18.
+
+    Input `pixels` uint8 (B, height, width, 3), or float32 (B, 3, height, width) with `raw` false.
+    Outputs `features` float32 (B, K, H), `kept_indices` int64 (B, K) ascending, `scores` float32 (B, T).
+    `precision` is the encoder's and the projector's; the scorer is always float32.
+    Reads the vision tower's and the projector's weights, nothing else of the checkpoint.
+    """
+    dtype = DTYPES[precision]
+    report("tracing the vision encoder")
+    encoder = Normalised(family.encoder(checkpoint).to(dtype), spec, raw, selector.needs_cls_attention)
+    shape = (2, spec.height, spec.width, 3) if raw else (2, 3, spec.height, spec.width)
+    pixels = torch.zeros(shape, dtype=torch.uint8 if raw else torch.float32)
+    outputs = ["tokens", "cls_attention"] if selector.needs_cls_attention else ["tokens"]
+    model = _traced(encoder, pixels, "pixels", outputs)
+    del encoder
+    report("adding the scorer")
+    tokens, *attention = model.graph.outputs
+    model.graph.outputs.clear()
+    tape = ir.tape.Tape(model.graph)
+    wide = tokens if dtype == torch.float32 else tape.op("Cast", [tokens], {"to": ir.DataType.FLOAT})
+    scorer = selector_model(
+        selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
+    )
+    given = {"tokens_in": wide, **{"cls_attention": a for a in attention}}
+    scores = graft(model, scorer, {str(v.name): given[str(v.name)] for v in scorer.graph.inputs}, "scorer")["scores"]
+    kept, rows = _top(model, scores, tokens, keep, spec.tokens)
+    report("tracing the projector")
+    projector = _traced(
+        family.projector(checkpoint).to(dtype), torch.zeros(2, keep, spec.channels, dtype=dtype), "rows", ["features"]
+    )
+    features = graft(model, projector, {"rows": rows}, "projector")["features"]
+    if dtype != torch.float32:
+        features = ir.tape.Tape(model.graph).op("Cast", [features], {"to": ir.DataType.FLOAT})
+    _declare(model, features, kept, scores, keep, spec)
+    return model
+
+
+def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: int) -> tuple[ir.Value, ir.Value]:
+    """Indices of the K largest scores, ascending, int64 (B, K), and those rows of `tokens` (B, K, D)."""
+    tape = ir.tape.Tape(model.graph)
+
+    def constant(name: str, value: np.ndarray) -> ir.Value:
+        return tape.initializer(ir.tensor(value), name=f"select/{name}")
+
+    if keep == total:  # nothing to choose: also spares engines whose TopK has a limit
+        batch = tape.op("Shape", [scores], {"start": 0, "end": 1})
+        shape = tape.op("Concat", [batch, constant("total", np.array([total]))], {"axis": 0})
+        return tape.op("Expand", [constant("all", np.arange(total)[None]), shape]), tokens
+    k = constant("k", np.array([keep]))
+    _, best = tape.op_multi_out("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, num_outputs=2)
+    # Sorted again by place. Through float, exact for any count of tokens: older engines sort no integers.
+    place = tape.op("Cast", [best], {"to": ir.DataType.FLOAT})
+    ordered, _ = tape.op_multi_out("TopK", [place, k], {"axis": 1, "largest": 0, "sorted": 1}, num_outputs=2)
+    kept = tape.op("Cast", [ordered], {"to": ir.DataType.INT64})
+    column = tape.op("Unsqueeze", [kept, constant("last", np.array([2]))])
+    return kept, tape.op("GatherND", [tokens, column], {"batch_dims": 1})
+
+
+def _declare(
+    model: ir.Model, features: ir.Value, kept: ir.Value, scores: ir.Value, keep: int, spec: VisionSpec
+) -> None:
+    """Name and shape the outputs as every user of the graph expects them."""
+    batch = model.graph.inputs[0].shape[0]  # type: ignore[index]
+    tape = ir.tape.Tape(model.graph)
+    for name, value, dtype, rest in (
+        ("features", features, ir.DataType.FLOAT, (keep, spec.hidden)),
+        ("kept_indices", kept, ir.DataType.INT64, (keep,)),
+        ("scores", scores, ir.DataType.FLOAT, (spec.tokens,)),
+    ):
+        out = tape.op("Identity", [value]) if value.producer() is None or value in model.graph.outputs else value
+        out.name, out.dtype, out.shape = name, dtype, ir.Shape([batch, *rest])
+        model.graph.outputs.append(out)
+
+
+def _traced(module: nn.Module, example: torch.Tensor, name: str, outputs: list[str]) -> ir.Model:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[name],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+            external_data=True,
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    for node in model.graph:  # source lines and stack traces of this machine have no place in a shipped graph
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter speaks at length of things its user cannot change."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=DeprecationWarning)
+            warnings.simplefilter("ignore", category=FutureWarning)
+            warnings.simplefilter("ignore", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write the graph (and `<name>.data` beside it when it is large), then check it with full shape inference."""
+    model.producer_name = "svdprune"
+    model.ir_version = min(model.ir_version, 10)  # what TensorRT 10.3's parser and older runtimes read
+    weight = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weight > EXTERNAL_ABOVE else None)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def selector_fields(selector: SelectorConfig) -> dict[str, object]:
+    """The selector's settings as a plain dict, for the manifest."""
+    return dataclasses.asdict(selector)
