@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from svdprune.runtime.bundle_reader import MANIFEST, open_bundle, sha256_of
-from svdprune.runtime.errors import UserError
+from svdprune.runtime.errors import SvdpruneError, UserError
 from svdprune.runtime.manifest import FileInfo, Manifest
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = 1 << 16  # bytes: with less than this free, a failed write failed for want of room
 
 
 class BundleWriter:
@@ -69,15 +70,14 @@ def write_bundle(path: str | Path, overwrite: bool = False, need: int | None = N
         _finish(writer)
         _move(partial, target)
     except BaseException as error:
-        full = _disk_full(error)
-        written = _bytes_under(partial) if full else 0
+        full = _disk_full(error, target.parent)
         shutil.rmtree(partial, ignore_errors=True)
         if full:
-            free = shutil.disk_usage(target.parent).free
-            needed = f"it needs {_size(need)}" if need is not None else f"{_size(written)} were written so far"
+            free = _size(shutil.disk_usage(target.parent).free)
+            needed = f"more than the {free} free there" if need is None else f"{_size(need)}, of which {free} are free"
             raise UserError(
-                f"the disk of {target.parent} is full, the bundle was not written ({needed}, {_size(free)} are free "
-                "now): make room or choose another place"
+                f"the disk of {target.parent} is full and the bundle was not written, it needs {needed}: "
+                "make room or choose another place"
             ) from error
         raise
 
@@ -139,18 +139,20 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _disk_full(error: BaseException) -> bool:
-    """Whether a full disk is behind the error, also where a library wrapped it."""
+def _disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether a full disk is behind the error, also where a library wrapped it or lost its cause.
+
+    NumPy, torch and safetensors report a full disk without its error number: then its words or the free space decide.
+    """
+    foreign = isinstance(error, Exception) and not isinstance(error, SvdpruneError)
+    if foreign and (os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _NO_ROOM):
+        return True
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def _bytes_under(folder: Path) -> int:
-    return sum(place.stat().st_size for place in folder.rglob("*") if place.is_file())
 
 
 def _size(count: int) -> str:

@@ -157,12 +157,27 @@ def test_nothing_stays_of_a_failure(tmp_path: Path, error: BaseException) -> Non
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_full_disk_is_told_and_nothing_stays(tmp_path: Path, wrapped: bool) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    words = r"disk of .* is full, the bundle was not written .*are free now"
+    words = r"disk of .* is full and the bundle was not written, it needs more than the .* free there: make room"
     with pytest.raises(UserError, match=words), write_bundle(tmp_path / "out") as writer:
         writer.file("part").write_text("half")
         if wrapped:
             raise RuntimeError("the library's own words") from full
         raise full
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_that_a_library_does_not_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What np.save raises has no error number, what torch raises does not even speak of the disk."""
+    usage = shutil.disk_usage(tmp_path)
+    for error in (OSError("1000000 requested and 38384 written"), RuntimeError("unexpected pos 576 vs 534")):
+        with pytest.raises(UserError, match="is full") as caught, write_bundle(tmp_path / "out") as writer:
+            writer.file("part").write_text("half")
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
+            raise error
+        assert caught.value.__cause__ is error
+        monkeypatch.undo()
+        with pytest.raises(type(error)), write_bundle(tmp_path / "out"):
+            raise error  # with room on the disk it is what it says
     assert list(tmp_path.iterdir()) == []
 
 
