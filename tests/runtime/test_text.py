@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -174,3 +175,33 @@ def test_text_comes_while_it_streams() -> None:
 
 def test_a_template_of_its_own() -> None:
     assert ChatTemplate("{{ messages[0].content[-1].text }}", {}).render(TURNS) == "Was ist das?"
+
+
+@pytest.mark.parametrize("bos", ["tokenizer", "template", "both", "none"])
+def test_prompt_ids_are_those_of_llava_s_processor(bos: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the reference processor is not installed here")
+    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    tokenizer = tiny.tokenizer()
+    if bos in ("tokenizer", "both"):
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    template = "{{ bos_token }}" + LLAVA if bos in ("template", "both") else LLAVA
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    size = {"height": tiny.SIDE, "width": tiny.SIDE}
+    reference = transformers.LlavaProcessor(
+        image_processor=clip.CLIPImageProcessorPil(size={"shortest_edge": tiny.SIDE}, crop_size=size),
+        tokenizer=fast,
+        patch_size=tiny.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+    picture = {"type": "image", "image": tiny.picture()}
+    turns = [{**TURNS[0], "content": [picture, *TURNS[0]["content"][1:]]}, *TURNS[1:]]
+    wanted = reference.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    wanted = np.asarray(wanted).ravel().tolist()
+    ours = processor(template, tokenizer).prompt_ids(TURNS)
+    place = ours.index(3)
+    assert wanted.count(3) == tiny.TOKENS
+    assert ours == wanted[: place + 1] + wanted[place + tiny.TOKENS :]
