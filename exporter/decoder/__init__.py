@@ -5,7 +5,7 @@ Why our own graph and not a model builder: see `docs/parity.md`, "How the decode
 
 from svdprune.exporter.decoder.config import SUPPORTED
 from svdprune.exporter.decoder.export import export_decoder
-from svdprune.exporter.decoder.operators import Precision
+from svdprune.exporter.decoder.operators import PRECISIONS
 from svdprune.runtime.manifest import DecoderInfo
 
-__all__ = ["SUPPORTED", "DecoderInfo", "Precision", "export_decoder"]
+__all__ = ["PRECISIONS", "SUPPORTED", "DecoderInfo", "export_decoder"]

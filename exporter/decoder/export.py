@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,7 @@ import torch
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.config import DecoderConfig, decoder_config
 from svdprune.exporter.decoder.graph import EMBEDDING, HEAD, ROOT, build_graph
-from svdprune.exporter.decoder.operators import Operators, Precision
+from svdprune.exporter.decoder.operators import PRECISIONS, Operators
 from svdprune.exporter.decoder.weights import WeightFile
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import DecoderInfo
@@ -21,7 +21,7 @@ MODEL, DATA, TABLE = "model.onnx", "model.onnx.data", "embed_tokens.npy"
 
 
 def export_decoder(
-    checkpoint: Checkpoint, text_config: dict[str, Any], out_dir: str | Path, precision: Precision = "fp32"
+    checkpoint: Checkpoint, text_config: dict[str, Any], out_dir: str | Path, precision: str = "fp32"
 ) -> DecoderInfo:
     """Write `model.onnx`, `model.onnx.data` and `embed_tokens.npy` of the language model into `out_dir`.
 
@@ -42,8 +42,8 @@ def export_decoder(
             configuration.
         OSError: the files cannot be written (a full disk).
     """
-    if precision not in get_args(Precision):
-        raise UserError(f"unknown decoder precision {precision!r}: choose {' or '.join(get_args(Precision))}")
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown decoder precision {precision!r}: choose {' or '.join(PRECISIONS)}")
     config = decoder_config(text_config)
     head = _head(checkpoint, config)
     out = Path(out_dir)

@@ -8,7 +8,7 @@ runtime (opset 24 with a static cache) is a second class with these methods.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from svdprune.exporter.decoder.quantise import BLOCK, quantise
 from svdprune.exporter.decoder.weights import WeightFile
 from svdprune.runtime.errors import UserError
 
-Precision = Literal["fp32", "int4"]
+PRECISIONS = ("fp32", "int4")
 OPSETS = {"": 18, "com.microsoft": 1}
 _MS = "com.microsoft"
 # MatMulNBits may also quantise its input to 8 bits (level 4), which is what makes int4 quick; 1 computes in float32.
@@ -30,7 +30,7 @@ _ACCURACY_LEVEL = 4
 class Operators:
     """Appends nodes to `tape` and weights to `store`. Each weight is read from the checkpoint when its node is made."""
 
-    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, store: WeightFile, precision: Precision) -> None:
+    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, store: WeightFile, precision: str) -> None:
         self.tape = ir.tape.Tape()
         self.used: set[str] = set()  # canonical names of the tensors read
         self._config = config

@@ -109,7 +109,7 @@ class Session:
 
 def load(folder: Path, precision: str = "fp32") -> Session:
     checkpoint = Checkpoint(folder)
-    info = export_decoder(checkpoint, checkpoint.config["text_config"], folder / precision, precision)  # type: ignore[arg-type]
+    info = export_decoder(checkpoint, checkpoint.config["text_config"], folder / precision, precision)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return Session(info, ort.InferenceSession(folder / precision / "model.onnx", options))

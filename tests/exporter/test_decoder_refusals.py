@@ -96,7 +96,7 @@ def test_unknown_precision(tmp_path: Path) -> None:
     make_model(TEXT["llama"], tmp_path)
     checkpoint = Checkpoint(tmp_path)
     with pytest.raises(UserError, match="'int3': choose fp32 or int4"):
-        export_decoder(checkpoint, checkpoint.config["text_config"], tmp_path / "out", "int3")  # type: ignore[arg-type]
+        export_decoder(checkpoint, checkpoint.config["text_config"], tmp_path / "out", "int3")
 
 
 def test_a_full_disk_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
