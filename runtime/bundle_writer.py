@@ -73,8 +73,8 @@ def write_bundle(path: str | Path, overwrite: bool = False, need: int | None = N
         full = _disk_full(error, target.parent)
         shutil.rmtree(partial, ignore_errors=True)
         if full:
-            free = _size(shutil.disk_usage(target.parent).free)
-            needed = f"more than the {free} free there" if need is None else f"{_size(need)}, of which {free} are free"
+            room = _size(shutil.disk_usage(target.parent).free)
+            needed = f"more than the {room} free there" if need is None else f"{_size(need)}, of which {room} are free"
             raise UserError(
                 f"the disk of {target.parent} is full and the bundle was not written, it needs {needed}: "
                 "make room or choose another place"

@@ -148,7 +148,8 @@ class StreamDecoder:
         if _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or ""):
             return ""  # a run of byte tokens decodes as one: an unfinished character spoils the finished before it
         text = self._decode()
-        return "" if text.endswith(_REPLACEMENT) else self._advance(text)
+        certain = text.startswith(self._given) and not text.endswith(_REPLACEMENT)
+        return self._advance(text) if certain else ""
 
     def finish(self) -> str:
         """What was still held back; an unfinished character becomes U+FFFD, as in ``decode``."""

@@ -13,7 +13,7 @@ from svdprune.runtime.answer import Answer, AnswerStream, Sight
 from svdprune.runtime.bundle import Bundle, open_bundle
 from svdprune.runtime.decoder import Decoder, open_decoder
 from svdprune.runtime.decoder.embedding import Embedding
-from svdprune.runtime.errors import BundleError
+from svdprune.runtime.errors import BundleError, UserError
 from svdprune.runtime.manifest import Manifest, Positions
 from svdprune.runtime.options import Options
 from svdprune.runtime.positions import policy_named
@@ -164,8 +164,19 @@ class Vlm:
         return self.text.prompt_ids([user_message(self.text.check_question(question), picture=True)])
 
     def cached_prompt(self, sight: Sight) -> CachedPrompt:
-        """An empty cache for prompts about a picture."""
+        """An empty cache for prompts about a picture.
+
+        Raises:
+            UserError: the ``Sight`` is of a bundle with other sizes.
+        """
         manifest = self.manifest
+        shapes = (sight.features.shape, sight.scores.shape)
+        wanted = ((len(sight.kept_indices), manifest.vision.hidden), (manifest.vision.tokens,))
+        if shapes != wanted:
+            raise UserError(
+                f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle has {wanted[0]} and {wanted[1]}: "
+                "see the picture with the bundle that answers"
+            )
         return CachedPrompt(
             self.decoder,
             self.embed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def test_a_graph_of_float_pixels_is_fed_normalised_ones(tmp_path: Path) -> None:
     normalised = (sight.pixels / 255 - tiny.IMAGE["mean"]) / tiny.IMAGE["std"]
     means = normalised.reshape(tiny.ROWS, tiny.PATCH, tiny.ROWS, tiny.PATCH, 3).mean(axis=(1, 3)).sum(axis=-1)
     np.testing.assert_allclose(sight.scores, means.ravel(), atol=1e-4)
+
+
+def test_a_sight_of_another_bundle(open_tiny: Opener) -> None:
+    vlm = open_tiny()
+    sight = vlm.see(tiny.picture())
+    for change in ({"features": sight.features[:, :8]}, {"features": sight.features[:3]}, {"scores": sight.scores[:9]}):
+        with pytest.raises(UserError, match="see the picture with the bundle that answers"):
+            vlm.ask(dataclasses.replace(sight, **change), "What?")
 
 
 def test_answer_carries_counts_and_times(open_tiny: Opener) -> None:
