@@ -174,7 +174,7 @@ class Vlm:
         wanted = ((len(sight.kept_indices), manifest.vision.hidden), (manifest.vision.tokens,))
         if shapes != wanted:
             raise UserError(
-                f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle has {wanted[0]} and {wanted[1]}: "
+                f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle {wanted[0]} and {wanted[1]}: "
                 "see the picture with the bundle that answers"
             )
         return CachedPrompt(
