@@ -73,8 +73,8 @@ def load_reference(checkpoint: Checkpoint, report: Callable[[str], None]) -> nn.
     if full > HEADROOM * free:
         if stored > HEADROOM * free:
             raise UserError(
-                f"the golden answer needs the whole model in memory, {stored / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
-                "free: export on a machine with more memory (the device needs none of it)"
+                f"the golden answer needs the whole model in memory, {stored / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+                "are free: export on a machine with more memory (the device needs none of it)"
             )
         report("reference in the checkpoint's own precision: float32 does not fit the free memory")
         dtype = "auto"
@@ -103,7 +103,9 @@ def reference_vision(
     tokens, attention = family.reference_tokens(model, torch.from_numpy(pixels)[None].to(dtype))
     if not tokens.isfinite().all():
         raise NumericalError("the checkpoint's vision features hold NaN or infinity: its weights are damaged")
-    scorer = build_selector(selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start)
+    scorer = build_selector(
+        selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
+    )
     scores = scorer(tokens.float(), attention.float())  # (1, T)
     kept = keep_indices(scores[0].numpy(), keep)
     features = family.reference_project(model, tokens[:, kept])
@@ -112,7 +114,12 @@ def reference_vision(
 
 @torch.no_grad()
 def reference_answer(
-    model: nn.Module, layout: Layout, prompt_ids: list[int], features: np.ndarray, eos: list[int], limit: int = MAX_NEW_TOKENS
+    model: nn.Module,
+    layout: Layout,
+    prompt_ids: list[int],
+    features: np.ndarray,
+    eos: list[int],
+    limit: int = MAX_NEW_TOKENS,
 ) -> tuple[list[int], np.ndarray]:
     """Greedy ids (the end token left out) and the logits of the first step, float32 (V,), by transformers."""
     language: Any = model.model.language_model  # type: ignore[union-attr]

@@ -23,17 +23,17 @@ def graft(main: ir.Model, part: ir.Model, inputs: Mapping[str, ir.Value], prefix
     """
     for domain, version in part.opset_imports.items():
         if main.opset_imports.setdefault(domain, version) != version:
-            raise ValueError(f"opset {version} of {domain or 'ai.onnx'} cannot be joined to {main.opset_imports[domain]}")
+            raise ValueError(
+                f"opset {version} of {domain or 'ai.onnx'} cannot be joined to {main.opset_imports[domain]}"
+            )
     missing = [v.name for v in part.graph.inputs if v.name not in inputs]
     if missing:
         raise ValueError(f"no value given for {', '.join(map(str, missing))}")
-    outputs = list(part.graph.outputs)
-    names = [str(v.name) for v in outputs]
-    given = {str(v.name): v for v in part.graph.inputs}
-    for name, value in given.items():
-        ir.convenience.replace_all_uses_with(value, inputs[name], replace_graph_outputs=True)
-    outputs = [inputs[n] if v in given.values() else v for n, v in zip(names, outputs, strict=True)]
+    names = [str(v.name) for v in part.graph.outputs]
+    outputs = [inputs[str(v.name)] if v in part.graph.inputs else v for v in part.graph.outputs]
     part.graph.outputs.clear()
+    for value in part.graph.inputs:
+        ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
     initializers = list(part.graph.initializers.values())
     part.graph.initializers.clear()
     for value in initializers:

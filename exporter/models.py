@@ -68,9 +68,12 @@ def _from_hub(hub_id: str, revision: str | None) -> Source:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{hub_id} has no revision {revision!r}: leave --revision out for the newest") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no model {hub_id} (or it is private): check the name, or `hf auth login`") from error
+        raise UserError(
+            f"the hub has no model {hub_id} (or it is private): check the name, or `hf auth login`"
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"the hub cannot be reached for {hub_id} and it is not in the local cache: download it elsewhere and give its folder"
+            f"the hub cannot be reached for {hub_id} and it is not in the local cache: "
+            "download it elsewhere and give its folder"
         ) from error
     return Source(hub_id, Checkpoint(folder), folder.name)

@@ -30,7 +30,9 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(f"{checkpoint.folder} has no preprocessor_config.json: the picture's preprocessing is unknown")
     missing = [k for k in ("image_mean", "image_std", "size") if k not in values]
     if missing:
-        raise UserError(f"the image processor of {checkpoint.folder} lacks {', '.join(missing)}: download the checkpoint again")
+        raise UserError(
+            f"the image processor of {checkpoint.folder} lacks {', '.join(missing)}: download the checkpoint again"
+        )
     return {
         "resize": _size(values["size"]) if values.get("do_resize", True) else None,
         "resample": values.get("resample", BICUBIC),
@@ -44,7 +46,11 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _size(size: Any) -> dict[str, int]:
     """A resize target; early releases wrote a bare number for the shortest edge."""
-    return {"shortest_edge": size} if isinstance(size, int) else {k: size[k] for k in ("shortest_edge", "height", "width") if k in size}
+    return (
+        {"shortest_edge": size}
+        if isinstance(size, int)
+        else {k: size[k] for k in ("shortest_edge", "height", "width") if k in size}
+    )
 
 
 def _square(size: Any) -> dict[str, int]:
@@ -59,7 +65,9 @@ def image_token(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     found = config.get("image_token_id", config.get("image_token_index"))
     if not isinstance(found, int):
-        raise UserError(f"{checkpoint.folder}/config.json has no image_token_index: it does not say where a picture goes")
+        raise UserError(
+            f"{checkpoint.folder}/config.json has no image_token_index: it does not say where a picture goes"
+        )
     return found
 
 
@@ -77,7 +85,9 @@ def write_processor(checkpoint: Checkpoint, folder: Path) -> ProcessorInfo:
     token_id = image_token(checkpoint)
     token = tokenizer.id_to_token(token_id)
     if token is None:
-        raise UserError(f"the tokenizer of {checkpoint.folder} has no token {token_id}, which config.json gives to pictures")
+        raise UserError(
+            f"the tokenizer of {checkpoint.folder} has no token {token_id}, which config.json gives to pictures"
+        )
     settings = checkpoint.json("tokenizer_config.json") or {}
     return ProcessorInfo(
         tokenizer="processor/tokenizer.json",
@@ -94,7 +104,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     file = checkpoint.folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(
-            f"{checkpoint.folder} has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained() it, which writes one"
+            f"{checkpoint.folder} has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained() "
+            "it, which writes one"
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -113,7 +124,9 @@ def _chat_template(checkpoint: Checkpoint) -> str:
         template = (checkpoint.json(name) or {}).get("chat_template")
         if isinstance(template, str):
             return template
-    raise UserError(f"{checkpoint.folder} has no chat template (chat_template.jinja or .json): the prompt's form is unknown")
+    raise UserError(
+        f"{checkpoint.folder} has no chat template (chat_template.jinja or .json): the prompt's form is unknown"
+    )
 
 
 def _text_of(token: Any) -> str | None:

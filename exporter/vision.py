@@ -83,7 +83,7 @@ def build_vision(
     scorer = selector_model(
         selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
     )
-    given = {"tokens_in": wide, **{"cls_attention": a for a in attention}}
+    given = dict(zip(("tokens_in", "cls_attention"), (wide, *attention), strict=False))
     scores = graft(model, scorer, {str(v.name): given[str(v.name)] for v in scorer.graph.inputs}, "scorer")["scores"]
     kept, rows = _top(model, scores, tokens, keep, spec.tokens)
     report("tracing the projector")

@@ -34,7 +34,13 @@ VISION = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-TEXT = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32064}
+TEXT = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "vocab_size": 32064,
+}
 
 # Run in a fresh interpreter, so that only the export is in its peak.
 CHILD = """
@@ -51,7 +57,8 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before, began = peak(), time.time()
 checkpoint = Checkpoint(sys.argv[1])
 family = family_of(checkpoint.config, "7B-shaped")
-graph = build_vision(checkpoint, family, family.describe(checkpoint), SelectorConfig(name="leverage"), 32, precision=sys.argv[3])
+spec = family.describe(checkpoint)
+graph = build_vision(checkpoint, family, spec, SelectorConfig(name="leverage"), 32, precision=sys.argv[3])
 save_graph(graph, Path(sys.argv[2]) / "vision.onnx")
 size = sum(f.stat().st_size for f in Path(sys.argv[2]).iterdir())
 print(f"{before:.2f} {peak():.2f} {time.time() - began:.0f} {size / 2**30:.2f}")
@@ -81,7 +88,10 @@ def make_checkpoint(folder: Path) -> None:
     import torch
 
     with torch.device("meta"):
-        tower, projector = ClipTower(VISION, VISION["num_hidden_layers"]), Projector(1024, TEXT["hidden_size"], "gelu", True)
+        tower, projector = (
+            ClipTower(VISION, VISION["num_hidden_layers"]),
+            Projector(1024, TEXT["hidden_size"], "gelu", True),
+        )
     shapes = {f"vision_tower.vision_model.{n}": tuple(p.shape) for n, p in tower.state_dict().items()}
     shapes |= {f"multi_modal_projector.{n}": tuple(p.shape) for n, p in projector.state_dict().items()}
     names = {"model-00001-of-00009.safetensors": shapes}
@@ -91,7 +101,9 @@ def make_checkpoint(folder: Path) -> None:
         for i in range(4 * part, 4 * part + 4):
             prefix = f"language_model.model.layers.{i}."
             layers |= {f"{prefix}self_attn.{x}_proj.weight": (h, h) for x in "qkvo"}
-            layers |= {f"{prefix}mlp.{x}_proj.weight": (m, h) for x in ("gate", "up")} | {f"{prefix}mlp.down_proj.weight": (h, m)}
+            layers |= {f"{prefix}mlp.{x}_proj.weight": (m, h) for x in ("gate", "up")} | {
+                f"{prefix}mlp.down_proj.weight": (h, m)
+            }
         names[f"model-{part + 2:05}-of-00009.safetensors"] = layers
     for file, content in names.items():
         shard(folder / file, content, np.random.default_rng(0) if content is shapes else None)
@@ -108,7 +120,10 @@ def make_checkpoint(folder: Path) -> None:
 @click.option("--precision", "precisions", multiple=True, default=["fp32", "fp16"], type=click.Choice(["fp32", "fp16"]))
 @click.option("--write", type=click.Path(path_type=Path), default=None, help="Markdown file whose table is replaced.")
 def main(precisions: tuple[str, ...], write: Path | None) -> None:
-    lines = ["| encoder | imports alone, GiB | peak, GiB | beyond imports, GiB | graph, GiB | seconds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| encoder | imports alone, GiB | peak, GiB | beyond imports, GiB | graph, GiB | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
         folder.mkdir()
@@ -117,10 +132,15 @@ def main(precisions: tuple[str, ...], write: Path | None) -> None:
             out = Path(place) / precision
             out.mkdir()
             done = subprocess.run(
-                [sys.executable, "-c", CHILD, str(folder), str(out), precision], check=True, capture_output=True, text=True
+                [sys.executable, "-c", CHILD, str(folder), str(out), precision],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             before, peak, seconds, size = done.stdout.split()[-4:]
-            lines.append(f"| {precision} | {before} | {peak} | **{float(peak) - float(before):.2f}** | {size} | {seconds} |")
+            lines.append(
+                f"| {precision} | {before} | {peak} | **{float(peak) - float(before):.2f}** | {size} | {seconds} |"
+            )
     text = "\n".join(lines)
     click.echo(text)
     if write is not None:

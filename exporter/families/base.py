@@ -92,5 +92,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
         return families[kind]
     known = ", ".join(families)
     if "vision_config" not in config:
-        raise UserError(f"{where} is not a vision-language model (model_type {kind!r} has no vision_config): supported are {known}")
+        raise UserError(
+            f"{where} is not a vision-language model (model_type {kind!r} has no vision_config): supported are {known}"
+        )
     raise UserError(f"{where} has model_type {kind!r}, which is not supported yet: supported are {known}")

@@ -41,7 +41,12 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-_ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU, "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"), "silu": nn.SiLU}
+_ACTIVATIONS = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+}
 
 
 def _activation(name: str) -> nn.Module:
@@ -157,14 +162,16 @@ class Llava:
         config, vision = checkpoint.config, _vision(checkpoint)
         strategy = config.get("vision_feature_select_strategy", "default")
         if strategy != "default":
-            raise UserError(f"vision_feature_select_strategy {strategy!r} keeps [CLS] among the tokens: only 'default' is supported")
+            raise UserError(
+                f"vision_feature_select_strategy {strategy!r} keeps [CLS] among the tokens: only 'default' is supported"
+            )
         side = vision["image_size"] // vision["patch_size"]
         image = image_values(checkpoint)
         crop = image["crop"] or image["resize"]
         height, width = crop.get("height", vision["image_size"]), crop.get("width", vision["image_size"])
         if (height, width) != (vision["image_size"],) * 2:
             raise UserError(
-                f"the processor makes pictures of {width} x {height} but the vision tower takes {vision['image_size']} x "
+                f"the processor makes pictures of {width} x {height} but the vision tower takes squares of "
                 f"{vision['image_size']}: the checkpoint's processor does not belong to its model"
             )
         return VisionSpec(

@@ -45,7 +45,8 @@ class Stage:
 STAGES = (
     Stage("dense", window=8, batch=64, steps=1400, rate=2e-3),
     Stage("talk", window=8, batch=64, steps=500, rate=2e-3, talk=True),
-    Stage("full", window=GRID, batch=16, steps=700, rate=1.5e-3, decay_share=0.7, talk=True, dense_weight=0.5),
+    Stage("wide", window=16, batch=16, steps=500, rate=1.5e-3, talk=True),
+    Stage("full", window=GRID, batch=8, steps=750, rate=1.2e-3, decay_share=0.8, talk=True, dense_weight=0.5),
 )
 TURNS, LENGTH = 8, 88  # questions about a picture, and the tokens they may take
 
@@ -74,11 +75,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 @click.command(help=__doc__)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/mini-llava"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the checkpoint; none: only train.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Folder of the checkpoint; none: only train."
+)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Parts of a batch worked on at once on a CPU.")
 @click.option("--until", type=click.Choice([s.name for s in STAGES]), default=STAGES[-1].name, show_default=True)
-@click.option("--scale", default=1.0, show_default=True, help="Multiplies every stage's steps: 0.01 tries the recipe out.")
+@click.option(
+    "--scale", default=1.0, show_default=True, help="Multiplies every stage's steps: 0.01 tries the recipe out."
+)
 @click.option("--seed", default=0, show_default=True)
 def main(work: Path, out: Path | None, device: str, threads: int, until: str, scale: float, seed: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,12 @@ def main(work: Path, out: Path | None, device: str, threads: int, until: str, sc
             options = {"window": stage.window, "tokenizer": str(tokenizer_file), "turns": TURNS, "length": LENGTH}
             examples = pretrain.Examples(converse.example, f"{seed}:{stage.name}", 0, 0, **options)
             step = functools.partial(
-                converse.loss, model, heads, tower=stage.tower, dense_weight=stage.dense_weight, start=(ids[BOS], ids[USER])
+                converse.loss,
+                model,
+                heads,
+                tower=stage.tower,
+                dense_weight=stage.dense_weight,
+                start=(ids[BOS], ids[USER]),
             )
         else:
             examples = pretrain.Examples(pretrain.example, f"{seed}:{stage.name}", 0, 0, window=stage.window)
@@ -130,7 +140,9 @@ def main(work: Path, out: Path | None, device: str, threads: int, until: str, sc
         save(model, tokenizer, out, [dataclasses.asdict(s) for s in STAGES])
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, out: Path, recipe: list[dict[str, object]]) -> None:
+def save(
+    model: LlavaForConditionalGeneration, tokenizer: Tokenizer, out: Path, recipe: list[dict[str, object]]
+) -> None:
     """The checkpoint in Hugging Face layout, half precision, and the recipe it was made with."""
     model.to("cpu", torch.float16).save_pretrained(out)
     processor(tokenizer).save_pretrained(out)

@@ -40,7 +40,13 @@ def _reader(path: str) -> Tokenizer:
 
 
 def loss(
-    model: LlavaForConditionalGeneration, heads: Heads, batch: Batch, *, tower: bool, dense_weight: float, start: tuple[int, int]
+    model: LlavaForConditionalGeneration,
+    heads: Heads,
+    batch: Batch,
+    *,
+    tower: bool,
+    dense_weight: float,
+    start: tuple[int, int],
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Next-token loss on the answers, plus `dense_weight` times the dense loss when the tower is trained.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import defaultdict
@@ -46,7 +47,10 @@ def fit(
     for name, p in trained:
         hidden = p.ndim >= 2 and "embed" not in name and "lm_head" not in name and "heads" not in name
         (matrices if hidden else others).append(p)
-    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, rate, threads=threads), torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, rate, threads=threads),
+        torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     done = 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -105,7 +109,7 @@ class _Gradients:
         size = len(next(iter(batch.values())))
         cuts = 2 * self.threads if self.threads > 1 else 1  # more parts than threads: a slow core takes fewer
         bounds = [round(i * size / cuts) for i in range(cuts + 1)]
-        parts = [{k: v[a:b] for k, v in batch.items()} for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+        parts = [{k: v[a:b] for k, v in batch.items()} for a, b in itertools.pairwise(bounds) if b > a]
         results = list(self.pool.map(self._part, parts))
         shares = [len(next(iter(p.values()))) / size for p in parts]
         for i, p in enumerate(self.params):

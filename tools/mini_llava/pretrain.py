@@ -43,7 +43,7 @@ def example_scene(rng: random.Random, window: int, label_share: float) -> tuple[
     """The scene of a window, the row and column of its first patch, and the arrays to train on."""
     row, column = rng.randint(0, GRID - window), rng.randint(0, GRID - window)
     share = window / GRID
-    most = 5 if share > 0.75 else 3 if share > 0.4 else 2
+    most = 5 if share > 0.75 else 4 if share > 0.6 else 3 if share > 0.4 else 2
     scene = draw_scene(rng, window * PATCH_SIZE, window * PATCH_SIZE, (1, most), label_share)
     cells = window * window
     cover = scene.cover.reshape(window, PATCH_SIZE, window, PATCH_SIZE)
@@ -107,9 +107,12 @@ class Heads(nn.Module):
             "center": 10 * F.smooth_l1_loss(center[on], batch["center"][on], beta=0.02),
             "label": sum(F.cross_entropy(o[on], batch["label"][on][:, i]) for i, o in enumerate(label)) / 1.5,
             # a sum: a part of a batch may show no label at all, and a mean over nothing is not a number
-            "glyph": F.cross_entropy(glyph.flatten(0, 1), batch["glyph"].flatten(), ignore_index=IGNORE, reduction="sum")
+            "glyph": F.cross_entropy(
+                glyph.flatten(0, 1), batch["glyph"].flatten(), ignore_index=IGNORE, reduction="sum"
+            )
             / (batch["glyph"] != IGNORE).sum().clamp(min=1),
-            "count": 0.3 * F.cross_entropy(count.flatten(0, 1), batch["count"][:, None].expand(count.shape[:2]).flatten()),
+            "count": 0.3
+            * F.cross_entropy(count.flatten(0, 1), batch["count"][:, None].expand(count.shape[:2]).flatten()),
             "present": F.binary_cross_entropy_with_logits(self.whole(hidden[:, 0]), batch["present"]),
         }
         with torch.no_grad():
@@ -134,7 +137,7 @@ def loss(model: nn.Module, heads: Heads, batch: Batch) -> tuple[torch.Tensor, di
 class Examples(torch.utils.data.Dataset[dict[str, np.ndarray]]):
     """Example number i of a stage, made from its number alone: any run can stop and go on."""
 
-    def __init__(self, make: "object", prefix: str, start: int, stop: int, **options: object):
+    def __init__(self, make: object, prefix: str, start: int, stop: int, **options: object):
         self.make, self.prefix, self.start, self.stop, self.options = make, prefix, start, stop, options
 
     def __len__(self) -> int:
@@ -144,4 +147,8 @@ class Examples(torch.utils.data.Dataset[dict[str, np.ndarray]]):
         return self.make(f"{self.prefix}:{self.start + i}", **self.options)  # type: ignore[operator]
 
     def batches(self, size: int, workers: int) -> Iterator[Batch]:
-        return iter(torch.utils.data.DataLoader(self, size, num_workers=workers, drop_last=True, prefetch_factor=4 if workers else None))
+        return iter(
+            torch.utils.data.DataLoader(
+                self, size, num_workers=workers, drop_last=True, prefetch_factor=4 if workers else None
+            )
+        )

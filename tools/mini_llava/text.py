@@ -50,7 +50,10 @@ def train_tokenizer(seed: int = 0, pictures: int = 3000) -> Tokenizer:
     lines.extend([words] * 20)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -61,7 +64,9 @@ def train_tokenizer(seed: int = 0, pictures: int = 3000) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return tokenizer
 
 
@@ -128,4 +133,3 @@ def conversation(tokenizer: Tokenizer, asked: list[Question], length: int) -> tu
         labels += [-100] * len(prompt) + answer
     rest = length - len(ids)
     return np.array(ids + [pad] * rest), np.array(labels + [-100] * rest)
-
