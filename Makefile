@@ -62,7 +62,7 @@ lint: $(VENV)/.dev
 # Type checkers do not follow the mapping of folders to packages in an editable install: check what the wheel holds.
 types: $(BUILD)/.types
 $(BUILD)/.types: $(VENV)/.dev $(SOURCES) tools/check_wheel.py
-	rm -rf $(BUILD)/wheel $(BUILD)/installed
+	rm -rf $(BUILD)/wheel $(BUILD)/installed $(BUILD)/lib
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation -w $(BUILD)/wheel .
 	$(BIN)/python tools/check_wheel.py $(BUILD)/wheel/*.whl
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $(BUILD)/installed $(BUILD)/wheel/*.whl
