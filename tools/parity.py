@@ -207,7 +207,7 @@ def report(vlm: Vlm, vision: Vision, tallies: dict[str, Tokens], seed: str) -> s
         f"| pictures with the same kept indices | {same} of {count} |",
         f"| mean overlap of the kept indices | {np.mean(vision.overlap):.4f} |",
         "",
-        "| positions | same tokens | tie | other | first logits, largest difference | right: bundle | right: reference |",
+        "| positions | same tokens | tie | other | largest difference of first logits | right: bundle | reference |",
         "|---|---|---|---|---|---|---|",
     ]
     for policy, t in tallies.items():
