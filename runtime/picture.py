@@ -159,9 +159,7 @@ def _outline(panel: Image.Image, keep: np.ndarray, ys: np.ndarray, xs: np.ndarra
         draw.rectangle(frame, outline=_EDGE, width=line)
 
 
-def _sheet(
-    left: Image.Image, right: Image.Image, title: str, limits: tuple[float, float], caption: str
-) -> Image.Image:
+def _sheet(left: Image.Image, right: Image.Image, title: str, limits: tuple[float, float], caption: str) -> Image.Image:
     """Lay the two panels out with titles, a legend, a colour bar and the caption."""
     unit = max(13, round(left.width / 34))  # height of the small text; everything hangs on it
     big, small = _font(round(unit * 1.35)), _font(unit)

@@ -1,6 +1,6 @@
 """Check that a built wheel holds what an installed svdprune needs: every package, the type marker, the shipped model.
 
-    python tools/check_wheel.py build/wheel/svdprune-*.whl
+python tools/check_wheel.py build/wheel/svdprune-*.whl
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw the demo's picture and print a question about it; its right answer goes to stderr.
 
-    python tools/demo_picture.py build/demo.png [--seed 11] [--kind color]
+python tools/demo_picture.py build/demo.png [--seed 11] [--kind color]
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from svdprune.exporter.export import ExportSummary
     from svdprune.runtime.manifest import Positions
 
-_NEEDS = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
+# The slow imports come last, so that a missing package is told at once.
+_NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
 
 
 @click.command(

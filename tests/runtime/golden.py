@@ -20,7 +20,7 @@ LENGTH = 5
 
 
 def reference(source: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The golden case and arrays of the bundle ``source``, from ``tiny.reference_vision`` and ``tiny.reference_logits``."""
+    """The golden case and arrays of the bundle ``source``, by ``tiny``'s NumPy references."""
     vlm = load(source, threads=1)
     with Image.open(source / "golden/image.png") as picture:
         pixels = vlm.see(picture).pixels

@@ -73,7 +73,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from click.testing import CliRunner
 from svdprune.runtime.cli.app import COMMANDS, group
-for arguments in [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS), ["targets"], ["targets", "a100"]]:
+helps = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+for arguments in [*helps, ["targets"], ["targets", "a100"]]:
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 """
@@ -216,9 +217,10 @@ def test_pictures_that_are_odd_and_fine(svdprune, bundle, tmp_path):
 def test_nan_in_the_features_is_an_error_not_an_answer(svdprune, tmp_path, picture):
     poisoned = tiny.make_bundle(tmp_path / "poisoned", poison="features")
     Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
-    result = svdprune("run", poisoned, "--image", tmp_path / "black.png", "--prompt", "hi", "--picture", tmp_path / "k.png")
+    black, kept = tmp_path / "black.png", tmp_path / "k.png"
+    result = svdprune("run", poisoned, "--image", black, "--prompt", "hi", "--picture", kept)
     failed(result, 1, "NaN or infinity")
-    assert result.stdout == "" and not (tmp_path / "k.png").exists()
+    assert result.stdout == "" and not kept.exists()
 
 
 def test_without_a_question_and_a_terminal_there_is_nothing_to_do(svdprune, bundle, picture):
