@@ -223,7 +223,7 @@ def _kept_stage(kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds:
     overlap = kept_overlap(kept, golden.kept, golden.scores, limits.tie)
     same = int(np.isin(kept, golden.kept).sum())
     measured: dict[str, Value] = {"overlap": overlap, "identical": f"{same} of {len(kept)}"}
-    return Stage("kept tokens", measured, {"overlap": limits.overlap}, overlap >= limits.overlap, seconds)
+    return Stage("kept tokens", measured, {"overlap at least": limits.overlap}, overlap >= limits.overlap, seconds)
 
 
 def _features_stage(
@@ -231,7 +231,7 @@ def _features_stage(
 ) -> Stage:
     """Features of the tokens that both keep, matched by index."""
     _, ours, theirs = np.intersect1d(kept, golden.kept, assume_unique=True, return_indices=True)
-    allowed: dict[str, Value] = {"cosine": limits.cosine}
+    allowed: dict[str, Value] = {"cosine at least": limits.cosine}
     if not len(ours):
         return Stage("vision features", {"cosine": 0.0, "note": "no token in common"}, allowed, False, seconds)
     a, b = features[ours], golden.features[theirs]
@@ -256,9 +256,9 @@ def _logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits)
     measured: dict[str, Value] = {
         "cosine": cosine,
         "max error": float(np.abs(logits - golden.logits).max()),
-        "rank of the reference's token": rank,
+        "rank of the reference's best": rank,
     }
-    allowed: dict[str, Value] = {"cosine": limits.cosine, "rank of the reference's token": limits.rank}
+    allowed: dict[str, Value] = {"cosine at least": limits.cosine, "rank at most": limits.rank}
     return Stage("first-step logits", measured, allowed, cosine >= limits.cosine and rank <= limits.rank, seconds)
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -31,7 +32,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table on stdout; on a terminal it fits the window, elsewhere it takes the width it needs."""
-    table = Table(*columns, title=title or None, title_justify="left", header_style="bold")
+    table = Table(*columns, title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
     stdout_console().print(table)

@@ -7,7 +7,7 @@ import click
 from svdprune.runtime.cli.app import Command
 from svdprune.runtime.cli.show import print_json, print_table
 from svdprune.runtime.machine import resolve_target
-from svdprune.runtime.targets import TARGETS, Target
+from svdprune.runtime.targets import AUTO, TARGETS, Target
 
 _COLUMNS = ("target", "device", "sm", "memory", "GB/s", "fp16", "int8", "fp8", "fp4", "software", "opset", "precisions")
 
@@ -22,7 +22,9 @@ def command(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json({**found.target.to_dict(), "found": found.found})
         else:
-            _print_one(found.target, found.found)
+            if name == AUTO:
+                click.echo(f"this machine: {found.found}, so the target is {found.target.name}")
+            _print_one(found.target)
         return
     if as_json:
         print_json([target.to_dict() for target in TARGETS.values()])
@@ -49,11 +51,10 @@ def _row(target: Target) -> tuple[str, ...]:
     )
 
 
-def _print_one(target: Target, found: str) -> None:
+def _print_one(target: Target) -> None:
     print_table(
         ("", target.name),
         [
-            ("chosen because", found),
             ("device", target.device),
             ("sm", _or_dash(target.sm)),
             ("memory", _memory(target)),
