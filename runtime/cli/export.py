@@ -40,14 +40,14 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     metavar="NAME",
     help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, none.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Singular directions that count in the leverage score.")
+@click.option("--rank", type=click.IntRange(min=1), help="Singular directions in the leverage score.  [default: 16]")
 @click.option(
     "--variance",
     type=click.FloatRange(0.0, 1.0, min_open=True),
     help="Choose the rank for each picture: as many directions as hold this share of the variance.",
 )
-@click.option("--block", type=click.IntRange(min=1), help="Columns iterated together.  [default: twice the rank]")
-@click.option("--iterations", type=click.IntRange(min=1), help="Rounds of power iteration.")
+@click.option("--block", type=click.IntRange(min=1), help="Columns iterated together.  [default: by the rank]")
+@click.option("--iterations", type=click.IntRange(min=1), help="Rounds of power iteration.  [default: by the block]")
 @click.option("--centre/--no-centre", default=False, show_default=True, help="Subtract the mean token first.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the start and of `random`.")
 @click.option(
