@@ -1,0 +1,93 @@
+"""The selectors that `leverage` is compared with, and `none`. All give scores (B, T) float32, larger is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from svdprune.exporter.selection.ops import Ops, V
+from svdprune.exporter.selection.registry import Task, register
+
+TINY = 1e-30
+LEVELS = 2.0**14  # cosine distances are compared in steps of 1 / LEVELS, so identical tokens are at distance 0
+
+
+@register("cls", needs_cls_attention=True)
+def cls_attention_scores(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """What the [CLS] token attends to, mean over heads, as given."""
+    assert cls_attention is not None  # `build_selector` and `selector_model` see to it
+    return op.add(cls_attention, _nothing(op, tokens))
+
+
+@register("norm")
+def feature_norm(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """Euclidean norm of each token's feature."""
+    largest = op.add(op.max(op.abs(tokens), 1, 2), TINY)  # (B, 1, 1): squares neither overflow nor vanish
+    return op.squeeze(op.mul(op.norm(op.div(tokens, largest), 2), largest), 2)
+
+
+@register("random")
+def random_order(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """One seeded order of the tokens, the same for every picture."""
+    order = np.random.default_rng(task.config.seed).permutation(task.tokens)
+    return op.add(_nothing(op, tokens), ((order + 1) / task.tokens).astype(np.float32)[None])
+
+
+@register("grid")
+def uniform_grid(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """1 for K tokens spread evenly over the picture, 0 for the others."""
+    chosen = np.zeros((1, task.tokens), np.float32)
+    chosen[0, grid_indices(task.needed_grid(), task.needed_keep())] = 1.0
+    return op.add(_nothing(op, tokens), chosen)
+
+
+@register("maxmin")
+def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """DivPrune's choice (arXiv 2503.02175): greedily the token farthest, by cosine, from those chosen before.
+
+    The first is the one whose nearest neighbour is farthest. Scores: K for the first, K - 1 for the next, ..., 1; 0
+    for the others.
+    """
+    keep = task.needed_keep()
+    largest = op.add(op.max(op.abs(tokens), 1, 2), TINY)
+    scaled = op.div(tokens, largest)
+    directions = op.div(scaled, op.add(op.norm(scaled, 2), TINY))  # (B, T, D)
+    cosines = op.matmul(directions, op.transpose(directions))  # (B, T, T)
+    distances = op.round(op.mul(op.sub(1.0, cosines), LEVELS))
+    identity = np.eye(task.tokens, dtype=np.float32)
+    # A chosen token must never be the farthest again: its distance to itself is below every other.
+    nearest = op.squeeze(op.min(op.add(distances, 4.0 * LEVELS * identity), 2), 2)  # (B, T)
+    distances = op.sub(distances, 4.0 * LEVELS * identity)
+    picks = []
+    for number in range(keep):
+        pick = op.best(nearest)  # (B, 1)
+        picks.append(pick)
+        if number == 0:
+            nearest = op.row(distances, pick)
+        elif number < keep - 1:
+            nearest = op.minimum(nearest, op.row(distances, pick))
+    points = np.arange(keep, 0, -1, dtype=np.float32)[None, :, None]
+    scores = op.squeeze(op.sum(op.mul(op.hits(picks, task.tokens), points), 1), 1)
+    return op.add(scores, _nothing(op, tokens))
+
+
+@register("none")
+def everything(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """Equal scores: every token is kept."""
+    return op.add(_nothing(op, tokens), np.full((1, task.tokens), 1.0 / task.tokens, np.float32))
+
+
+def grid_indices(grid: tuple[int, int], keep: int) -> np.ndarray:
+    """K of rows x columns places, ascending int64 (K,): bands of rows, evenly filled, each place in its cell's middle."""
+    rows, columns = grid
+    bands = min(rows, keep, max(-(-keep // columns), round((keep * rows / columns) ** 0.5)))
+    chosen = []
+    for band in range(bands):
+        row = (2 * band + 1) * rows // (2 * bands)
+        inside = (band + 1) * keep // bands - band * keep // bands
+        chosen += [row * columns + (2 * i + 1) * columns // (2 * inside) for i in range(inside)]
+    return np.array(chosen, np.int64)
+
+
+def _nothing(op: Ops[V], tokens: V) -> V:
+    """(B, 1) zeros that carry the batch size, and NaN for a picture whose features hold NaN or infinity."""
+    return op.squeeze(op.sum(op.mul(tokens, 0.0), 1, 2), 2)

@@ -1,0 +1,86 @@
+"""The selectors by name.
+
+A selector is one function that says its scores in the operators of `ops`; from it come the torch module and the ONNX
+graph. To add one: write the function, decorate it with `@register("name")`, import its module in `__init__`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svdprune.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from svdprune.exporter.selection.config import SelectorConfig
+
+Scorer = Callable[..., Any]
+"""(ops, tokens (B, T, D), cls_attention (B, T) or None, task) -> scores (B, T), in values of `ops`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a scorer is built for: T x D features on a grid of (rows, columns) patches, of which `keep` stay.
+
+    `start` is the calibrated start (D, b) of `leverage`, or None for the seeded one; `grid` and `keep` may be None for
+    scorers that do not use them.
+    """
+
+    config: SelectorConfig
+    tokens: int
+    channels: int
+    grid: tuple[int, int] | None = None
+    keep: int | None = None
+    start: np.ndarray | None = None
+
+    def needed_keep(self) -> int:
+        """K, for a scorer whose scores depend on it."""
+        if self.keep is None or not 1 <= self.keep <= self.tokens:
+            raise UserError(f"the selector `{self.config.name}` needs a number of kept tokens from 1 to {self.tokens}")
+        return self.keep
+
+    def needed_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches, for a scorer that places tokens in the picture."""
+        if self.grid is None or self.grid[0] * self.grid[1] != self.tokens:
+            raise UserError(f"the selector `{self.config.name}` needs a grid of {self.tokens} patches, not {self.grid}")
+        return self.grid
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered selector."""
+
+    scorer: Scorer
+    needs_cls_attention: bool = False
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, *, needs_cls_attention: bool = False) -> Callable[[Scorer], Scorer]:
+    """Decorator: the scorer is known as `name` from here on."""
+
+    def add(scorer: Scorer) -> Scorer:
+        _ENTRIES[name] = Entry(scorer, needs_cls_attention)
+        return scorer
+
+    return add
+
+
+def selector_names() -> list[str]:
+    """Every selector's name, in the order of registration."""
+    return list(_ENTRIES)
+
+
+def selector_entry(name: str) -> Entry:
+    """The selector called `name`; a `UserError` that lists the choices when there is none."""
+    try:
+        return _ENTRIES[name]
+    except KeyError:
+        near = difflib.get_close_matches(str(name), _ENTRIES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"unknown selector {name!r}{hint}: choose from {', '.join(_ENTRIES)}") from None
