@@ -99,7 +99,10 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Golden:
-    """The golden case: ids of the prompt and the answer, float32 features [K, H], scores [T], logits [V]."""
+    """The golden case: ids of the prompt and the answer, float32 features [K, H], scores [T], logits [V].
+
+    ``ended`` tells that the model itself ended the answer there, so that going on is a fault, too.
+    """
 
     picture: Path
     question: str
@@ -107,6 +110,7 @@ class Golden:
     answer: str
     answer_ids: list[int]
     positions: str
+    ended: bool
     reference: str
     kept: np.ndarray
     features: np.ndarray
@@ -170,6 +174,7 @@ def read_golden(bundle: Bundle) -> Golden:
             answer=case["answer"],
             answer_ids=[int(token) for token in case["answer_ids"]],
             positions=case["positions"],
+            ended=case.get("stopped") == "eos",
             reference=case.get("dtype", "float32"),
             kept=np.asarray(case["kept_indices"], np.int64),
             features=features,
@@ -265,10 +270,11 @@ def _logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits)
 def _answer_stage(vlm: Vlm, golden: Golden, exact: bool) -> Stage:
     """From the picture to the answer. In reduced precision the words may differ, so they are shown and not judged."""
     began = time.perf_counter()
-    limit = len(golden.answer_ids) + 1  # one more than the answer, for the end token
-    answer = vlm.ask(golden.picture, golden.question, max_new_tokens=limit, temperature=0.0)
+    length = max(1, len(golden.answer_ids) + golden.ended)  # with the end token, where there is one
+    answer = vlm.ask(golden.picture, golden.question, max_new_tokens=length, temperature=0.0)
     seconds = time.perf_counter() - began
     same = answer.token_ids[: len(golden.answer_ids)] == golden.answer_ids
+    same = same and (answer.stopped == "eos" or not golden.ended)
     measured: dict[str, Value] = {"answer": answer.text, "reference": golden.answer}
     allowed: dict[str, Value] = {"answer": "the reference's" if exact else "any: reduced precision"}
     return Stage("answer", measured, allowed, same or not exact, seconds)

@@ -115,6 +115,9 @@ def command(
         click.echo(f"target {found.target.name}: {found.found}", err=True)
     for package in _NEEDS:
         require(package, "export", "exporting")
+    speech = require("transformers.utils.logging", "export", "exporting")
+    speech.set_verbosity_error()  # its notes are not about what was asked, and its bars would cross ours
+    speech.disable_progress_bar()
     from svdprune.exporter.export import ExportRequest, export_model
 
     request = ExportRequest(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from golden import golden_bundle, reference
@@ -21,7 +23,8 @@ def right(bundle):
 @pytest.fixture
 def spoil(bundle, tmp_path):
     """Make a golden bundle with parts replaced, and verify it."""
-    return lambda **parts: verify(golden_bundle(bundle, tmp_path / "spoilt", **parts), threads=1)
+    made = itertools.count()
+    return lambda **parts: verify(golden_bundle(bundle, tmp_path / f"spoilt{next(made)}", **parts), threads=1)
 
 
 def test_a_right_bundle_passes_every_stage(spoil, right):
@@ -67,6 +70,11 @@ def test_another_answer_is_told(spoil, right):
     ids = list(right[0]["answer_ids"])
     ids[-1] += 1
     assert spoil(answer_ids=ids).failed == ["answer"]
+
+
+def test_an_answer_that_does_not_end_where_it_should_is_told(spoil):
+    assert spoil(stopped="eos").failed == ["answer"]  # the golden answer was cut, so the model goes on
+    assert spoil(stopped="length").passed
 
 
 def test_fp32_is_held_tightly(spoil, right):
