@@ -82,6 +82,8 @@ class Reference:
         self.family = family_of(checkpoint.config, str(folder))
         vision = vlm.manifest.vision
         self.keep, self.settings = vision.keep, vlm.settings
+        if vision.selector.start == "calibrated":
+            raise click.ClickException("the bundle does not hold its calibrated start: export it with the seeded one")
         given = {name: value for name, value in vars(vision.selector).items() if value is not None and name != "start"}
         spec = self.family.describe(checkpoint)
         self.scorer = build_selector(
@@ -128,13 +130,13 @@ class Reference:
         return tokens, torch.stack(steps).numpy()
 
 
-def questions(count: int, seed: str, width: int, height: int) -> list[tuple[Any, Question]]:
+def questions(count: int, seed: str) -> list[tuple[Any, Question]]:
     """Pictures and questions, the kinds in turn, from seeds that no training draws from."""
     drawn: list[tuple[Any, Question]] = []
     number = 0
     while len(drawn) < count:
         rng = random.Random(f"{seed}:{number}")
-        scene = draw_scene(rng, width, height)
+        scene = draw_scene(rng, label_share=0.7)
         question = ask(rng, scene, KINDS[len(drawn) % len(KINDS)])
         if question is not None:
             drawn.append((scene.image, question))
@@ -242,7 +244,7 @@ def failures(vlm: Vlm, vision: Vision, tallies: dict[str, Tokens]) -> list[str]:
 def main(checkpoint: Path, bundle: Path, count: int, seed: str, limit: int, threads: int, write: Path | None) -> None:
     torch.set_num_threads(threads)
     vlm = load(bundle, threads=threads)
-    asked = questions(count, seed, vlm.manifest.vision.width, vlm.manifest.vision.height)
+    asked = questions(count, seed)
     vision, tallies = measure(vlm, Reference(checkpoint, vlm), asked, limit)
     text = report(vlm, vision, tallies, seed)
     click.echo(text)
