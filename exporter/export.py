@@ -79,7 +79,12 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
     family = family_of(checkpoint.config, request.model)
     spec = family.describe(checkpoint)
     keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
-    given = {"rank": request.rank, "block": request.block, "iterations": request.iterations, "variance": request.variance}
+    given = {
+        "rank": request.rank,
+        "block": request.block,
+        "iterations": request.iterations,
+        "variance": request.variance,
+    }
     selector = SelectorConfig(
         name=request.select,
         centre=request.centre,
@@ -124,7 +129,16 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             )
             reference = load_reference(checkpoint, lambda note: progress(note, 0.75))
             golden = write_golden(
-                bundle.path / "golden", reference, family, spec, selector, keep, request.positions, images, text, decoder.eos
+                bundle.path / "golden",
+                reference,
+                family,
+                spec,
+                selector,
+                keep,
+                request.positions,
+                images,
+                text,
+                decoder.eos,
             )
             del reference
         for name, places in {"vision": "vision.onnx*", "decoder": "decoder/*"}.items():

@@ -50,7 +50,9 @@ class Model:
         token_id = image_token(self.checkpoint)
         tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        self.text = TextProcessor(tokenizer, template, "<image>", token_id, settings["bos_token"], settings["eos_token"])
+        self.text = TextProcessor(
+            tokenizer, template, "<image>", token_id, settings["bos_token"], settings["eos_token"]
+        )
         self.images = ImageSettings.from_json(image_values(self.checkpoint))
 
     def judge(self, asked: list[Question], kept: np.ndarray, features: torch.Tensor, positions: str) -> list[bool]:
@@ -95,12 +97,18 @@ def wilson(right: int, of: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def measure(model: Model, pictures: int, seed: str, keeps: list[int], selectors: list[str], policies: list[str]) -> Judged:
+def measure(
+    model: Model, pictures: int, seed: str, keeps: list[int], selectors: list[str], policies: list[str]
+) -> Judged:
     """Every wished combination on the same pictures and questions, one question of each kind a picture allows."""
     judged: Judged = defaultdict(lambda: defaultdict(list))
     scorers = {
         (name, keep): build_selector(
-            SelectorConfig(name=name), tokens=model.spec.tokens, channels=model.spec.channels, grid=model.spec.grid, keep=keep
+            SelectorConfig(name=name),
+            tokens=model.spec.tokens,
+            channels=model.spec.channels,
+            grid=model.spec.grid,
+            keep=keep,
         )
         for name in selectors
         for keep in keeps
@@ -131,7 +139,9 @@ def table(judged: Judged) -> str:
         shares = [f"{np.mean(kinds[k]):.3f}" if kinds[k] else "-" for k in KINDS]
         every = [r for k in KINDS for r in kinds[k]]
         low, high = wilson(sum(every), len(every))
-        lines.append(f"| {name} | {keep} | {policy} | {' | '.join(shares)} | **{np.mean(every):.3f}** | {low:.3f}-{high:.3f} |")
+        lines.append(
+            f"| {name} | {keep} | {policy} | {' | '.join(shares)} | **{np.mean(every):.3f}** | {low:.3f}-{high:.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -146,7 +156,15 @@ def table(judged: Judged) -> str:
 @click.option("--write", type=click.Path(path_type=Path), default=None, help="Markdown file whose table is replaced.")
 @click.option("--json", "as_json", type=click.Path(path_type=Path), default=None)
 def main(
-    checkpoint: Path, pictures: int, seed: str, keep: str, selectors: str, positions: str, threads: int, write: Path | None, as_json: Path | None
+    checkpoint: Path,
+    pictures: int,
+    seed: str,
+    keep: str,
+    selectors: str,
+    positions: str,
+    threads: int,
+    write: Path | None,
+    as_json: Path | None,
 ) -> None:
     torch.set_num_threads(threads)
     keeps = [int(k) for k in keep.split(",") if k]

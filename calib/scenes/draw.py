@@ -145,7 +145,12 @@ def _plate(
     ImageDraw.Draw(cover).rectangle(bounds, fill=number)
     left = item.x - text_width / 2 - box[0]
     for i, character in enumerate(item.label):
-        cell = (left + font.getlength(item.label[:i]), bounds[1], left + font.getlength(item.label[: i + 1]) - 1, bounds[3])
+        cell = (
+            left + font.getlength(item.label[:i]),
+            bounds[1],
+            left + font.getlength(item.label[: i + 1]) - 1,
+            bounds[3],
+        )
         ImageDraw.Draw(glyphs).rectangle(cell, fill=ord(character))
 
 
@@ -163,16 +168,20 @@ def _shape(draw: ImageDraw.ImageDraw, shape: str, cx: float, cy: float, r: float
         draw.ellipse((cx - q, cy - q, cx + q, cy + q), fill=0)
     else:
         cos, sin = math.cos(turn), math.sin(turn)
-        draw.polygon([(cx + r * (x * cos - y * sin), cy + r * (x * sin + y * cos)) for x, y in _outline(shape)], fill=255)
+        draw.polygon(
+            [(cx + r * (x * cos - y * sin), cy + r * (x * sin + y * cos)) for x, y in _outline(shape)], fill=255
+        )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     """The polygon of a shape about the origin, unit radius, y downwards."""
 
     def spokes(n: int, start: float, radii: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
         angles = (start + 2 * math.pi * i / n for i in range(n))
-        return tuple((radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles))
+        return tuple(
+            (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)
+        )
 
     if shape == "square":
         return spokes(4, math.pi / 4, (1.1,))
@@ -193,7 +202,10 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     if shape == "heart":
         ts = (2 * math.pi * i / 40 for i in range(40))
         return tuple(
-            (math.sin(t) ** 3 * 1.05, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 15.5)
+            (
+                math.sin(t) ** 3 * 1.05,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 15.5,
+            )
             for t in ts
         )
     raise ValueError(f"no outline for {shape!r}")

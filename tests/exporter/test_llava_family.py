@@ -88,7 +88,7 @@ def test_a_tap_that_does_not_exist_is_refused(tiny_llava: Path, tmp_path: Path) 
 
 
 def test_families_that_are_not_supported_are_named_with_those_that_are() -> None:
-    with pytest.raises(UserError, match="not a vision-language model.*supported are llava"):
+    with pytest.raises(UserError, match=r"not a vision-language model.*supported are llava"):
         family_of({"model_type": "llama"}, "x")
     with pytest.raises(UserError, match="'qwen2_vl', which is not supported yet: supported are llava"):
         family_of({"model_type": "qwen2_vl", "vision_config": {}}, "x")

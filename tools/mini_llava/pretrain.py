@@ -44,7 +44,8 @@ def example_scene(rng: random.Random, window: int, label_share: float) -> tuple[
     row, column = rng.randint(0, GRID - window), rng.randint(0, GRID - window)
     share = window / GRID
     most = 5 if share > 0.75 else 4 if share > 0.6 else 3 if share > 0.4 else 2
-    scene = draw_scene(rng, window * PATCH_SIZE, window * PATCH_SIZE, (1, most), label_share)
+    fewest = rng.choice((1, max(1, most - 2)))  # full canvases teach more for the same price
+    scene = draw_scene(rng, window * PATCH_SIZE, window * PATCH_SIZE, (fewest, most), label_share)
     cells = window * window
     cover = scene.cover.reshape(window, PATCH_SIZE, window, PATCH_SIZE)
     out = {
@@ -123,8 +124,8 @@ class Heads(nn.Module):
                 "shape": (shape[on].argmax(-1) == batch["shape"][on]).float().mean(),
                 "color": (color[on].argmax(-1) == batch["color"][on]).float().mean(),
                 "center": (center[on] - batch["center"][on]).abs().mean() * GRID,  # in patches
-                "char1": (first == batch["label"][on][:, 0])[written].float().mean(),
-                "glyph": (glyph[seen].argmax(-1) == batch["glyph"][seen]).float().mean(),
+                "char1": (first == batch["label"][on][:, 0])[written].float().sum() / written.sum().clamp(min=1),
+                "glyph": (glyph[seen].argmax(-1) == batch["glyph"][seen]).float().sum() / seen.sum().clamp(min=1),
                 "count": (count.argmax(-1) == batch["count"][:, None]).float().mean(),
             }
         return sum(losses.values()), {k: float(v) for k, v in shown.items()}  # type: ignore[return-value]
