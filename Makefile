@@ -64,9 +64,9 @@ types: $(BUILD)/.types
 $(BUILD)/.types: $(VENV)/.dev $(SOURCES) tools/check_wheel.py
 	rm -rf $(BUILD)/wheel $(BUILD)/installed $(BUILD)/lib
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation -w $(BUILD)/wheel .
-	$(BIN)/python tools/check_wheel.py $(BUILD)/wheel/*.whl
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $(BUILD)/installed $(BUILD)/wheel/*.whl
 	MYPYPATH=$(BUILD)/installed $(BIN)/mypy -p svdprune
+	$(BIN)/python tools/check_wheel.py $(BUILD)/wheel/*.whl
 	touch $@
 
 test-runtime-310:
