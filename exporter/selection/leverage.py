@@ -36,7 +36,7 @@ EXACT = (3e-4, 12)
 
 DOUBLINGS = 18  # terms of the logarithm: Ritz values below 2^-18 of the trace are float32's noise and never counted
 CANDIDATES = 16  # trials of mu at once
-SEARCHES = ((3e-3, 7), (1e-3, 9), (2e-4, 11))  # bound and cubics of each round's sign; CANDIDATES^3 places in all
+SEARCHES = ((1e-2, 7), (2e-3, 9), (3e-4, 11))  # bound and cubics of each round's sign; CANDIDATES^3 places in all
 SHARPNESS = 50.0  # weight exp(-50 miss^2) of a candidate whose count of directions misses r by `miss`
 
 TIE = 2.0**-15  # scores closer than this, relatively, are equal: identical tokens must not be ordered by rounding
@@ -57,11 +57,18 @@ def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
 
 
 def start_block(task: Task) -> np.ndarray:
-    """W, float32 (D, b) with orthonormal columns: the first of the calibrated start, or a seeded random block."""
-    columns = task.config.columns(task.tokens, task.channels)
+    """W, float32 (D, b) with orthonormal columns: the first of the calibrated start, or a seeded random block.
+
+    The seeded block is a subsampled randomised cosine transform (Halko, Martinsson and Tropp, arXiv 0909.4061, section
+    4.6): as good as Gaussian noise, orthonormal by formula, and the same on every machine.
+    """
+    columns, channels = task.config.columns(task.tokens, task.channels), task.channels
     if task.start is None:
-        noise = np.random.default_rng(task.config.seed).standard_normal((task.channels, columns))
-        return np.linalg.qr(noise)[0].astype(np.float32)
+        random = np.random.default_rng(task.config.seed)
+        signs = random.choice([-1.0, 1.0], channels)[:, None]
+        waves = np.sort(random.permutation(channels)[:columns])
+        block = np.cos(np.pi / channels * (np.arange(channels)[:, None] + 0.5) * waves)
+        return (signs * block * np.where(waves == 0, 1.0, 2.0**0.5) / channels**0.5).astype(np.float32)
     if task.start.ndim != 2 or task.start.shape[0] != task.channels or task.start.shape[1] < columns:
         raise UserError(
             f"the calibrated start has shape {task.start.shape} where ({task.channels}, {columns}) is needed: "
@@ -116,9 +123,11 @@ def leading_projector(op: Ops[V], small: V, columns: int, config: SelectorConfig
         target: V = op.constant(limit)
         if config.variance is not None:
             reached = op.maximum(reached, op.at_least(op.sum(op.mul(signs, small), 2, 3), wanted))
-            # the fewest directions that reach the share: the smallest trace among the cuts that do
+            # The fewest directions that reach the share: the smallest trace among the cuts that do. A cut upon an
+            # eigenvalue counts a part of its direction, which is made whole: rounded up, but for rounding errors.
             fewest = op.min(op.add(traces, op.mul(op.sub(1.0, reached), 4.0 * columns)), 1)  # (B, 1, 1, 1)
-            target = op.sub(op.mul(op.round(op.mul(op.add(fewest, columns), 0.5)), 2.0), columns)
+            directions = op.round(op.add(op.mul(fewest, 0.5), 0.5 * columns + 0.4))
+            target = op.sub(op.mul(directions, 2.0), columns)
         if number == len(SEARCHES) - 1:
             break
         # the new interval: from the last cut below the r-th eigenvalue to the first above the next one

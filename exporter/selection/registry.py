@@ -72,8 +72,8 @@ def register(name: str, *, needs_cls_attention: bool = False) -> Callable[[Score
 
 
 def selector_names() -> list[str]:
-    """Every selector's name, in the order of registration."""
-    return list(_ENTRIES)
+    """Every selector's name, in alphabetical order."""
+    return sorted(_ENTRIES)
 
 
 def selector_entry(name: str) -> Entry:
@@ -83,4 +83,4 @@ def selector_entry(name: str) -> Entry:
     except KeyError:
         near = difflib.get_close_matches(str(name), _ENTRIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"unknown selector {name!r}{hint}: choose from {', '.join(_ENTRIES)}") from None
+        raise UserError(f"unknown selector {name!r}{hint}: choose from {', '.join(selector_names())}") from None
