@@ -12,9 +12,9 @@ from pathlib import Path
 from svdprune.exporter.decoder import export_decoder
 from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference, write_golden
-from svdprune.exporter.models import locate
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.selection import SelectorConfig, parse_keep
+from svdprune.exporter.source import locate
 from svdprune.exporter.vision import OPSET, build_vision, save_graph
 from svdprune.runtime.bundle import write_bundle
 from svdprune.runtime.manifest import Manifest, ModelInfo, Positions, SelectorInfo, VisionInfo
@@ -159,7 +159,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 tap=spec.tap,
                 precision=request.precision,
                 opset=OPSET,
-                selector=SelectorInfo(**selector.manifest_fields()),
+                selector=SelectorInfo(**selector.manifest_fields()),  # type: ignore[arg-type]
             ),
             decoder=decoder,
             processor=processor,

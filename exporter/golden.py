@@ -120,8 +120,8 @@ def reference_answer(
     features: np.ndarray,
     eos: list[int],
     limit: int = MAX_NEW_TOKENS,
-) -> tuple[list[int], np.ndarray]:
-    """Greedy ids (the end token left out) and the logits of the first step, float32 (V,), by transformers."""
+) -> tuple[list[int], str, np.ndarray]:
+    """Greedy answer by transformers: ids (the end token left out), why it ended, first logits float32 (V,)."""
     language: Any = model.model.language_model  # type: ignore[union-attr]
     dtype = next(model.parameters()).dtype
 
@@ -148,13 +148,13 @@ def reference_answer(
         first = logits.numpy() if first is None else first
         token = int(logits.argmax())
         if token in eos:
-            break
+            return answer, "eos", first
         answer.append(token)
         cache = out.past_key_values
         rows = torch.from_numpy(embed([token]))[None].to(dtype)
         positions = positions[:, -1:] + 1
     assert first is not None
-    return answer, first
+    return answer, "length", first
 
 
 def write_golden(
@@ -179,13 +179,14 @@ def write_golden(
     messages: list[Message] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = text.prompt_ids(messages)
     layout = Layout(picture_place(prompt, text.image_token_id), vision.kept, spec.tokens, positions)
-    ids, logits = reference_answer(model, layout, prompt, vision.features, eos)
+    ids, stopped, logits = reference_answer(model, layout, prompt, vision.features, eos)
     case = {
         "question": question,
         "prompt_ids": prompt,
         "kept_indices": vision.kept.tolist(),
         "answer": text.decode(ids),
         "answer_ids": ids,
+        "stopped": stopped,
         "positions": positions,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }

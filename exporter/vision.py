@@ -37,6 +37,8 @@ class Normalised(nn.Module):
         self.encoder, self.raw, self.attention = encoder, raw, attention
         self.dtype = next(encoder.parameters()).dtype
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
         self.register_buffer("scale", (spec.rescale / std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (mean / std).view(1, 3, 1, 1), persistent=False)
 

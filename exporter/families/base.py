@@ -88,7 +88,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     """The family of a checkpoint's `config.json`; `where` names the checkpoint in errors."""
     kind = config.get("model_type")
     families = _families()
-    if kind in families:
+    if isinstance(kind, str) and kind in families:
         return families[kind]
     known = ", ".join(families)
     if "vision_config" not in config:

@@ -8,8 +8,8 @@ to transformers' own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "quick_gelu": QuickGELU,
     "gelu": nn.GELU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
@@ -115,6 +115,14 @@ class Embeddings(nn.Module):
         return torch.cat([first, patches], 1) + self.position_embedding.weight  # (B, 1 + T, D)
 
 
+class Encoder(nn.Module):
+    """Holds the layers under the name they have in checkpoints."""
+
+    def __init__(self, c: Mapping[str, Any], depth: int):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(c) for _ in range(depth)])
+
+
 class ClipTower(nn.Module):
     """CLIP's vision transformer up to and with layer `depth`; parameter names are transformers'."""
 
@@ -122,15 +130,14 @@ class ClipTower(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(c)
         self.pre_layrnorm = nn.LayerNorm(c["hidden_size"], c["layer_norm_eps"])
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList([Layer(c) for _ in range(depth)])
+        self.encoder = Encoder(c, depth)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, height, width) -> tokens (B, T, D), [CLS] attention of the last layer run (B, T)."""
         x = self.pre_layrnorm(self.embeddings(pixels))
-        *before, last = self.encoder.layers
-        for layer in before:
+        for layer in self.encoder.layers[:-1]:
             x = layer(x)
+        last = cast(Layer, self.encoder.layers[-1])
         attention = last.self_attn.first_row(last.layer_norm1(x))
         return last(x)[:, 1:], attention
 

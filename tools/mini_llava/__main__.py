@@ -46,7 +46,7 @@ STAGES = (
     Stage("dense", window=8, batch=64, steps=1400, rate=2e-3),
     Stage("talk", window=8, batch=64, steps=500, rate=2e-3, talk=True),
     Stage("wide", window=16, batch=16, steps=300, rate=1.5e-3, talk=True),
-    Stage("full", window=GRID, batch=8, steps=1000, rate=1.5e-3, decay_share=0.9, talk=True, dense_weight=0.5),
+    Stage("full", window=GRID, batch=8, steps=1000, rate=7e-4, decay_share=0.9, talk=True, dense_weight=0.5),
 )
 TURNS, LENGTH = 8, 88  # questions about a picture, and the tokens they may take
 
@@ -85,7 +85,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     "--scale", default=1.0, show_default=True, help="Multiplies every stage's steps: 0.01 tries the recipe out."
 )
 @click.option("--seed", default=0, show_default=True)
-def main(work: Path, out: Path | None, device: str, threads: int, until: str, scale: float, seed: int) -> None:
+@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Checkpoint whose weights to start from.")
+def main(
+    work: Path, out: Path | None, device: str, threads: int, until: str, scale: float, seed: int, init: Path | None
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
     random.seed(seed)
     np.random.seed(seed)
@@ -96,6 +99,9 @@ def main(work: Path, out: Path | None, device: str, threads: int, until: str, sc
     tokenizer = load_tokenizer(tokenizer_file)
     ids = {t: tokenizer.token_to_id(t) for t in (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)}
     model = build(tokenizer.get_vocab_size(), ids[IMAGE], ids[BOS], ids[EOS], ids[PAD]).to(device)
+    if init is not None:
+        started = LlavaForConditionalGeneration.from_pretrained(init, dtype=torch.float32, local_files_only=True)
+        model.load_state_dict(started.state_dict())
     heads = pretrain.Heads(model.config.vision_config.hidden_size).to(device)
     modules = {"model": model, "heads": heads}
     before: Path | None = None

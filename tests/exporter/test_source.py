@@ -9,7 +9,7 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 import pytest
 
-from svdprune.exporter.models import ALIASES, locate, shipped_folder
+from svdprune.exporter.source import ALIASES, locate, shipped_folder
 from svdprune.runtime.errors import UserError
 
 
