@@ -46,7 +46,7 @@ STAGES = (
     Stage("dense", window=8, batch=64, steps=1400, rate=2e-3),
     Stage("talk", window=8, batch=64, steps=500, rate=2e-3, talk=True),
     Stage("wide", window=16, batch=16, steps=300, rate=1.5e-3, talk=True),
-    Stage("full", window=GRID, batch=8, steps=1000, rate=7e-4, decay_share=0.9, talk=True, dense_weight=0.5),
+    Stage("full", window=GRID, batch=8, steps=1100, rate=7e-4, decay_share=0.9, talk=True, dense_weight=0.5),
 )
 TURNS, LENGTH = 8, 88  # questions about a picture, and the tokens they may take
 

@@ -36,11 +36,12 @@ def fit(
     threads: int = 1,
     save_every: int = 100,
     decay_share: float = 0.0,
+    halt: int | None = None,
 ) -> None:
     """Run `stage` to `steps` updates, going on from folder/<stage>.pt where it exists.
 
     The rate rises over the first 50 steps, holds, and falls linearly to nothing over the last `decay_share`
-    of the steps.
+    of the steps. `halt` ends this call earlier, with the state saved.
     """
     path = folder / f"{stage}.pt"
     matrices, others = [], []
@@ -62,7 +63,8 @@ def fit(
     if done >= steps:
         return
     examples.start = done * batch
-    examples.stop = steps * batch
+    last = steps if halt is None else min(halt, steps)
+    examples.stop = last * batch
     gradients = _Gradients(step, [*matrices, *others], threads)
     seen: dict[str, list[float]] = defaultdict(list)
     bar = tqdm(examples.batches(batch, workers), total=steps, initial=done, desc=stage, mininterval=5)
@@ -83,7 +85,7 @@ def fit(
         if done % 50 == 0 or done == steps:
             means = " ".join(f"{k} {sum(v[-50:]) / len(v[-50:]):.3f}" for k, v in seen.items())
             tqdm.write(f"{stage} {done}/{steps} {(time.time() - began) / 60:.1f} min {means}")
-        if done % save_every == 0 or done == steps:
+        if done % save_every == 0 or done == last:
             state = {
                 "step": done,
                 "modules": {k: m.state_dict() for k, m in modules.items()},
