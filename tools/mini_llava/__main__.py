@@ -40,15 +40,16 @@ class Stage:
     talk: bool = False  # questions and answers, through the language model
     tower: bool = True  # the vision tower is trained
     dense_weight: float = 1.0
+    turns: int = 8  # questions about a picture
 
 
 STAGES = (
     Stage("dense", window=8, batch=64, steps=1400, rate=2e-3),
     Stage("talk", window=8, batch=64, steps=500, rate=2e-3, talk=True),
     Stage("wide", window=16, batch=16, steps=300, rate=1.5e-3, talk=True),
-    Stage("full", window=GRID, batch=8, steps=1100, rate=7e-4, decay_share=0.9, talk=True, dense_weight=0.5),
+    Stage("full", window=GRID, batch=8, steps=1060, rate=7e-4, decay_share=0.9, talk=True, dense_weight=0.5, turns=16),
 )
-TURNS, LENGTH = 8, 88  # questions about a picture, and the tokens they may take
+TURN_LENGTH = 11  # tokens a question and its answer take, about; what does not fit is left out
 
 
 def trained(model: LlavaForConditionalGeneration, heads: nn.Module, stage: Stage) -> list[tuple[str, nn.Parameter]]:
@@ -112,7 +113,12 @@ def main(
                 module.load_state_dict(state[name])
         before = work / f"{stage.name}.pt"
         if stage.talk:
-            options = {"window": stage.window, "tokenizer": str(tokenizer_file), "turns": TURNS, "length": LENGTH}
+            options = {
+                "window": stage.window,
+                "tokenizer": str(tokenizer_file),
+                "turns": stage.turns,
+                "length": stage.turns * TURN_LENGTH,
+            }
             examples = pretrain.Examples(converse.example, f"{seed}:{stage.name}", 0, 0, **options)
             step = functools.partial(
                 converse.loss,

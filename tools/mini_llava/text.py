@@ -19,6 +19,7 @@ PAD, BOS, EOS, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<image>", "USER
 SPECIAL = (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)
 # A digit or a lone capital is a piece by itself, so that a label is read one character at a time.
 PIECES = r" ?[A-Z0-9](?![a-z])| ?[A-Za-z]+|[^ A-Za-z0-9]+| +"
+WEIGHTS = {"place": 2, "relation": 3, "detail": 2}  # of question kinds in training; 1 for the others
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}
@@ -107,12 +108,12 @@ def _blank() -> Image.Image:
 
 
 def questions(rng: random.Random, scene: Scene, wanted: int) -> list[Question]:
-    """Up to `wanted` different questions, kinds drawn evenly among those the scene allows."""
+    """Up to `wanted` different questions; kinds that are learned late are drawn more often."""
     found: dict[str, Question] = {}
     for _ in range(3 * wanted):
         if len(found) == wanted:
             break
-        q = ask(rng, scene, rng.choice(KINDS))
+        q = ask(rng, scene, rng.choices(KINDS, [WEIGHTS.get(k, 1) for k in KINDS])[0])
         if q is not None:
             found.setdefault(q.text, q)
     return list(found.values())
