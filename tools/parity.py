@@ -6,8 +6,8 @@ The bundle is run by svdprune.runtime through its front door. The reference is t
 neither the position rules nor the decode loop of the runtime: for `compact` it is given the kept tokens alone and
 numbers the rows itself; for `original` it is given all the vision tokens and an attention mask that hides the dropped
 ones. Both sides use the kept indices of the bundle's graph; whether the reference would have kept the same is a line
-of its own. Where two tokens of the reference are within a hair of each other, a different choice is called a tie and
-counted apart. A float32 bundle that differs anywhere else makes the command fail.
+of its own. Where two logits or two scores of the reference are within a hair of each other, a different choice is
+called a tie and counted apart. A float32 bundle that differs anywhere else makes the command fail.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from svdprune.runtime.preprocess import normalise
 from svdprune.runtime.vlm import Vlm
 from tools.tables import write_between
 
-TIE = 1e-4  # logits
+TIE = 1e-4  # between logits
+SCORE_TIE = 1e-4  # between scores, as a share of the larger
 COSINE = 0.9999  # below this, float32 features are not the reference's
 
 
@@ -57,6 +58,7 @@ class Vision:
     cosine: list[float] = field(default_factory=list)
     difference: list[float] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)  # of the scores that the choices differ in; 0 where they do not
 
 
 def compare(ours: list[int], reference: list[int], logits: np.ndarray) -> str:
@@ -69,6 +71,18 @@ def compare(ours: list[int], reference: list[int], logits: np.ndarray) -> str:
         if mine != theirs:
             return "tie" if logits[step, theirs] - logits[step, mine] < TIE else "different"
     return "same" if len(ours) == len(reference) else "different"
+
+
+def score_gap(ours: np.ndarray, reference: np.ndarray, scores: np.ndarray) -> float:
+    """How much better, by its own scores (T,), the reference's kept indices are than ours: 0 where they are the same.
+
+    The largest difference between a token that it alone keeps and one that we alone keep, as a share of the larger.
+    """
+    missed, wrong = np.setdiff1d(reference, ours), np.setdiff1d(ours, reference)
+    if not len(missed):
+        return 0.0
+    best, worst = float(scores[missed].max()), float(scores[wrong].min())
+    return (best - worst) / max(abs(best), abs(worst)) if best != worst else float(np.finfo(np.float32).tiny)
 
 
 class Reference:
@@ -91,11 +105,10 @@ class Reference:
         )
 
     def see(self, pixels: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """uint8 (height, width, 3) -> projected features of all tokens (T, H), kept indices (K,)."""
+        """uint8 (height, width, 3) -> projected features of all tokens (T, H), scores (T,)."""
         normalised = torch.from_numpy(normalise(pixels, self.settings))[None]
         tokens, attention = self.family.reference_tokens(self.model, normalised)
-        kept = keep_indices(self.scorer(tokens, attention)[0].numpy(), self.keep)
-        return self.family.reference_project(self.model, tokens)[0], kept
+        return self.family.reference_project(self.model, tokens)[0], self.scorer(tokens, attention)[0].numpy()
 
     def rows(self, prompt: list[int], place: int, features: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, H) of a prompt with `features` in place of its picture token."""
@@ -152,12 +165,14 @@ def measure(
     vision, tallies = Vision(), {policy: Tokens() for policy in POLICIES}
     for image, question in track(asked, "questions"):
         sight = vlm.see(image)
-        features, kept = reference.see(sight.pixels)
+        features, scores = reference.see(sight.pixels)
+        kept = keep_indices(scores, reference.keep)
         theirs = features[torch.from_numpy(sight.kept_indices)]
         mine = torch.from_numpy(sight.features)
         vision.cosine.append(float(torch.nn.functional.cosine_similarity(mine, theirs).min()))
         vision.difference.append(float((mine - theirs).abs().max()))
         vision.overlap.append(len(np.intersect1d(kept, sight.kept_indices)) / len(kept))
+        vision.gap.append(score_gap(sight.kept_indices, kept, scores))
         for policy, tally in tallies.items():
             vlm.positions = policy
             _compare_answers(vlm, reference, sight, question, features, tally, limit)
@@ -207,6 +222,8 @@ def report(vlm: Vlm, vision: Vision, tallies: dict[str, Tokens], seed: str) -> s
         f"| the same, worst picture | {min(vision.cosine):.7f} |",
         f"| largest difference of a feature | {max(vision.difference):.1e} |",
         f"| pictures with the same kept indices | {same} of {count} |",
+        f"| pictures that differ at a tie of scores | {sum(0 < g < SCORE_TIE for g in vision.gap)} |",
+        f"| largest difference of scores chosen differently, as a share | {max(vision.gap):.1e} |",
         f"| mean overlap of the kept indices | {np.mean(vision.overlap):.4f} |",
         "",
         "| positions | same tokens | tie | other | largest difference of first logits | right: bundle | reference |",
@@ -226,8 +243,8 @@ def failures(vlm: Vlm, vision: Vision, tallies: dict[str, Tokens]) -> list[str]:
     if vlm.manifest.vision.precision == "fp32":
         if min(vision.cosine) < COSINE:
             found.append(f"the cosine of a feature is {min(vision.cosine):.6f}, below {COSINE}")
-        if min(vision.overlap) < 1:
-            found.append(f"{sum(o < 1 for o in vision.overlap)} pictures have other kept indices")
+        if max(vision.gap) >= SCORE_TIE:
+            found.append(f"{sum(g >= SCORE_TIE for g in vision.gap)} pictures have other kept indices, not by a tie")
         if vlm.manifest.decoder.precision == "fp32":
             found += [f"{policy}: {text}" for policy, tally in tallies.items() for text in tally.different]
     return found

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from svdprune.exporter.export import ExportRequest, export_model
-from tools.parity import TIE, Tokens, Vision, compare, failures, main
+from tools.parity import SCORE_TIE, TIE, Tokens, Vision, compare, failures, main, score_gap
 
 KEEP = 4
 LOGITS = np.array([[0.0, 5.0, 5.0 - TIE / 2, 4.0], [9.0, 0.0, 0.0, 0.0]])
@@ -24,6 +24,13 @@ LOGITS = np.array([[0.0, 5.0, 5.0 - TIE / 2, 4.0], [9.0, 0.0, 0.0, 0.0]])
 )
 def test_the_first_difference_decides(ours: list[int], outcome: str) -> None:
     assert compare(ours, [1, 0], LOGITS) == outcome
+
+
+def test_kept_indices_that_differ_by_a_tie_of_scores() -> None:
+    scores = np.array([0.9, 0.5, 0.5 * (1 + SCORE_TIE / 2), 0.1])
+    assert score_gap(np.array([0, 2]), np.array([0, 2]), scores) == 0
+    assert 0 < score_gap(np.array([0, 1]), np.array([0, 2]), scores) < SCORE_TIE
+    assert score_gap(np.array([0, 3]), np.array([0, 2]), scores) > 0.7
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def test_a_bundle_agrees_with_its_checkpoint(tiny_llava: Path, bundle: Path, tmp
 )
 def test_only_float32_parts_are_judged(vision: str, decoder: str, count: int) -> None:
     manifest = SimpleNamespace(vision=SimpleNamespace(precision=vision), decoder=SimpleNamespace(precision=decoder))
-    seen = Vision(cosine=[1.0, 0.9], difference=[0.0, 0.1], overlap=[1.0, 0.75])
+    seen = Vision(cosine=[1.0, 0.9], difference=[0.0, 0.1], overlap=[1.0, 0.75], gap=[0.0, 0.01])
     tallies = {"compact": Tokens(same=2), "original": Tokens(same=1, different=["what? bundle 'a', transformers 'b'"])}
     assert len(failures(SimpleNamespace(manifest=manifest), seen, tallies)) == count  # type: ignore[arg-type]
 
