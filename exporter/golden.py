@@ -184,7 +184,7 @@ def write_golden(
         "question": question,
         "prompt_ids": prompt,
         "kept_indices": vision.kept.tolist(),
-        "answer": text.decode(ids),
+        "answer": text.decode(ids).lstrip(),
         "answer_ids": ids,
         "stopped": stopped,
         "positions": positions,

@@ -43,7 +43,7 @@ def generate(
     max_new_tokens: int,
     result: Generated,
 ) -> Iterator[str]:
-    """Yield the answer's text in pieces and fill in ``result``.
+    """Yield the answer's text in pieces, without whitespace before its first word, and fill in ``result``.
 
     Args:
         prompt: the cache, brought to the prompt.
@@ -67,6 +67,8 @@ def generate(
         over = ended or full or stops.hit
         if over and not stops.hit:
             piece += stops.finish()
+        if not result.text:  # many vocabularies put the space before a word into its token: the answer has none there
+            piece = piece.lstrip()
         result.text += piece
         result.seconds.append(time.perf_counter() - started)
         if over:

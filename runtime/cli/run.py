@@ -62,7 +62,7 @@ def command(
         return
     stream = vlm.ask(sight, prompt, stream=True, **sampling)
     answer = stream.answer if as_json else _print_stream(stream)
-    _draw(vlm, sight, picture, f"{prompt}\n{answer.text.strip()}")
+    _draw(vlm, sight, picture, f"{prompt}\n{answer.text}")
     if as_json:
         print_json(_as_json(vlm, prompt, answer, picture))
     else:
