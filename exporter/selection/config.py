@@ -85,12 +85,12 @@ class SelectorConfig:
             raise UserError(f"the selector `none` keeps all {tokens} tokens: choose another to keep {keep}")
         if self.name == "leverage" and self.variance is None and self.rank > min(tokens, channels):
             raise UserError(
-                f"rank {self.rank} is more than the {min(tokens, channels)} directions that features of {tokens} tokens "
-                f"x {channels} channels can have: give a smaller rank"
+                f"rank {self.rank} is more than the {min(tokens, channels)} directions that features of "
+                f"{tokens} tokens x {channels} channels can have: give a smaller rank"
             )
 
     def manifest_fields(self, start: str = "seeded") -> dict[str, object]:
-        """For the manifest: the settings that this selector uses, defaults resolved; `start` is "seeded" or "calibrated".
+        """For the manifest: the settings that this selector uses, defaults resolved; `start`: "seeded" or "calibrated".
 
         `SelectorConfig` of the same fields (less `start` and those left out) builds the same graph.
         """

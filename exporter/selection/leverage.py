@@ -4,8 +4,8 @@ l_t = (1/r) sum_{j<=r} U[t,j]^2 for F = U S V^T (SVD-Prune, arXiv 2604.11530). N
 1. Block power iteration between the two sides of F, thin blocks only: V <- orth(F^T orth(F V)). Going half a step at a
    time spreads the block by singular values instead of their squares, which float32 and few polar steps can hold.
 2. `orth` is the orthogonal polar factor by odd cubics (`polynomials`): any block width, no factorisation.
-3. Rayleigh-Ritz without eigenvectors: T = Q^T F F^T Q is b x b, and the scores need only its spectral projector P on the
-   r leading directions, diag(Q P Q^T). P is the matrix sign of T - mu I for any mu between Ritz values r and r + 1.
+3. Rayleigh-Ritz without eigenvectors: T = Q^T F F^T Q is b x b, and the scores diag(Q P Q^T) need only its spectral
+   projector P on the r leading directions, the matrix sign of T - mu I for any mu between Ritz values r and r + 1.
    a. T is replaced by a matrix that is logarithmic in its eigenvalues, sum_k [I - (I - T)^(2^k)], so that a gap of 1 %
       between small Ritz values is as wide as one between large ones; each term is one squaring.
    b. mu is found by trial: a row of candidates at once, as a batch; traces of the signs count the eigenvalues above

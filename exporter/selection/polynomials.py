@@ -2,9 +2,9 @@
 
 With p_1, ..., p_n applied one after the other, every singular value in [lower, 1] arrives near 1:
 X <- X (a I + c X^T X) step by step. For a symmetric X it is the matrix sign function.
-The cubics are the minimax choice at each step, of degree 3 (Chen and Chow, "A stable scaling of Newton-Schulz for
-improving the sign function computation of a Hermitian matrix", 2014; of higher degree: Amsel et al., "The Polar Express",
-arXiv 2505.16932). Degree 3 costs least nodes for each factor of growth: 5.2 in four, against 8.5 in six for degree 5.
+The cubics are the minimax choice at each step (Chen and Chow, "A stable scaling of Newton-Schulz for improving the
+sign function computation of a Hermitian matrix", 2014; of higher degree: Amsel et al., "The Polar Express", arXiv
+2505.16932). Degree 3 costs least nodes for each factor of growth: 5.2 in four, against 8.5 in six for degree 5.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from svdprune.runtime.errors import NumericalError
 def leverage_scores(
     features: np.ndarray, rank: int = 16, variance: float | None = None, centre: bool = False, limit: int | None = None
 ) -> np.ndarray:
-    """l_t = (1/r) sum_{j<=r} U[t,j]^2 for features (T, D), float64 (T,), summing to 1; NaN when a feature is not finite.
+    """l_t = (1/r) sum_{j<=r} U[t,j]^2 for features (T, D), float64 (T,), summing to 1; NaN if a feature is not finite.
 
     r is `rank`, or with `variance` the smallest that reaches that share of sum s_j^2 (at most `limit`). Directions
     below float32's rank tolerance, s_1 max(T, D) eps, do not count; features that are all zero score 1/T each.
@@ -92,8 +92,14 @@ def reference_scores(
         return np.full(tokens, 1.0 / tokens)
 
     forms: dict[str, Callable[[], np.ndarray]] = {
-        "leverage": leverage, "cls": cls, "norm": norm, "random": random, "grid": uniform, "maxmin": maxmin, "none": none,
-    }  # fmt: skip
+        "leverage": leverage,
+        "cls": cls,
+        "norm": norm,
+        "random": random,
+        "grid": uniform,
+        "maxmin": maxmin,
+        "none": none,
+    }
     return forms[config.name]()
 
 
@@ -122,7 +128,8 @@ def keep_indices(scores: np.ndarray, keep: int) -> np.ndarray:
         raise ValueError(f"cannot keep {keep} of {scores.shape[-1]} tokens")
     if not np.isfinite(scores).all():
         raise NumericalError(
-            "the scores hold NaN or infinity, so no choice of tokens can be made: the features before them are not finite"
+            "the scores hold NaN or infinity, so no choice of tokens can be made: "
+            "the features they come from are not finite"
         )
     best = np.argsort(-scores, axis=-1, kind="stable")[..., :keep]
     return np.sort(best, axis=-1).astype(np.int64)

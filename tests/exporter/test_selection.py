@@ -18,7 +18,8 @@ from svdprune.exporter.selection import (
     selector_model,
     selector_names,
 )
-from svdprune.exporter.selection.leverage import TIE, start_block
+from svdprune.exporter.selection.leverage import TIE, merge_ties, start_block
+from svdprune.exporter.selection.ops import TorchOps
 from svdprune.exporter.selection.polynomials import sign_steps
 from svdprune.exporter.selection.reference import leverage_scores, variance_rank
 from svdprune.exporter.selection.registry import Task
@@ -269,6 +270,17 @@ def test_sign_steps_bring_every_value_of_the_range_to_one() -> None:
     for gain in gains:
         x = x * (gain - x * x)
     np.testing.assert_allclose(x, 1.0, atol=1e-6)
+
+
+def test_scores_that_differ_by_rounding_become_equal_and_others_keep_their_order() -> None:
+    rng = np.random.default_rng(4)
+    exact = rng.permutation(np.repeat(rng.random(6), 8))
+    noisy = torch.from_numpy((exact * (1 + 3e-7 * rng.standard_normal(48))).astype(np.float32))[None]
+    assert len(noisy.unique()) > 6
+    merged = merge_ties(TorchOps(), noisy)[0].numpy()
+    assert len(np.unique(merged)) == 6
+    np.testing.assert_allclose(merged, exact / exact.sum(), rtol=TIE)
+    np.testing.assert_array_equal(np.argsort(-merged, kind="stable"), np.argsort(-exact, kind="stable"))
 
 
 def test_ties_are_far_finer_than_the_scores_of_a_picture_are_apart() -> None:

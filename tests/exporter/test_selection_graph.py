@@ -11,9 +11,9 @@ from svdprune.exporter.selection import SelectorConfig, selector_model, selector
 
 # What TensorRT 10.3's parser takes at opset 18 of what scorers use
 ORDINARY = {
-    "Abs", "Add", "ArgMax", "Cast", "Concat", "Div", "Equal", "Exp", "GatherND", "GreaterOrEqual", "Log", "MatMul", "Max",
-    "Min", "Mul", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Round", "Softmax", "Squeeze", "Sub",
-    "Sum", "Transpose", "Unsqueeze",
+    "Abs", "Add", "ArgMax", "Cast", "Concat", "Div", "Equal", "Exp", "GatherND", "GreaterOrEqual", "Log", "MatMul",
+    "Max", "Min", "Mul", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Round", "Softmax", "Squeeze",
+    "Sub", "Sum", "Transpose", "Unsqueeze",
 }  # fmt: skip
 
 CONFIGS = [*(SelectorConfig(name=name) for name in selector_names()), SelectorConfig(variance=0.9, centre=True)]
