@@ -1,6 +1,6 @@
 """Draw the demo's picture and print a question about it; its right answer goes to stderr.
 
-python tools/demo_picture.py build/demo.png [--seed 11] [--kind color]
+python tools/demo_picture.py build/demo.png [--seed N] [--kind color]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from svdprune.calib.scenes import KINDS, Question, Scene, ask, draw_scene
 
+DEMO_SEED = 11
 TRIES = 100  # not every scene allows every kind of question
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     """Write the picture, print the question."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--seed", type=int, default=DEMO_SEED)
     parser.add_argument("--kind", choices=KINDS, default="color")
     arguments = parser.parse_args()
     scene, question = draw(arguments.seed, arguments.kind)

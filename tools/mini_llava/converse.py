@@ -1,4 +1,4 @@
-"""Stages 2 and 3: teach the language model to answer from the vision tokens.
+"""The later stages: teach the language model to answer from the vision tokens.
 
 Small windows of the picture first: they are cheap, and enough to get the language model to look at the
 picture at all. Full pictures after that. The dense targets of stage 1 stay as a second loss, so the tower
