@@ -73,8 +73,8 @@ def load_reference(checkpoint: Checkpoint, report: Callable[[str], None]) -> nn.
     if full > HEADROOM * free:
         if stored > HEADROOM * free:
             raise UserError(
-                f"the golden answer needs the whole model in memory, {stored / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
-                "are free: export on a machine with more memory (the device needs none of it)"
+                f"the golden answer needs the whole model in memory, {stored / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free: export on a machine with more memory (the device needs none of it)"
             )
         report("reference in the checkpoint's own precision: float32 does not fit the free memory")
         dtype = "auto"

@@ -104,8 +104,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     file = checkpoint.folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(
-            f"{checkpoint.folder} has no tokenizer.json: load it with transformers' AutoTokenizer and save_pretrained() "
-            "it, which writes one"
+            f"{checkpoint.folder} has no tokenizer.json: load it with transformers' AutoTokenizer and "
+            "save_pretrained() it, which writes one"
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))

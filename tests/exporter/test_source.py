@@ -29,7 +29,9 @@ def test_a_folder_is_taken_as_it_is(tiny_llava: Path) -> None:
     assert (source.id, source.revision) == (tiny_llava.name, None)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("mini-lava", "mini-llava"), ("lava", "llava"), ("minillava", "mini-llava")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("mini-lava", "mini-llava"), ("lava", "llava"), ("minillava", "mini-llava")]
+)
 def test_near_misses_are_suggested(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"no model '{typed}': did you mean.*{meant}"):
         locate(typed)
