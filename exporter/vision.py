@@ -6,7 +6,6 @@ them. The projector comes after the gather, so it sees K rows instead of T.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -183,8 +182,3 @@ def save_graph(model: ir.Model, path: Path) -> None:
     weight = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if weight > EXTERNAL_ABOVE else None)
     onnx.checker.check_model(str(path), full_check=True)
-
-
-def selector_fields(selector: SelectorConfig) -> dict[str, object]:
-    """The selector's settings as a plain dict, for the manifest."""
-    return dataclasses.asdict(selector)
