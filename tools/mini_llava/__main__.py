@@ -82,6 +82,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Parts of a batch worked on at once on a CPU.")
+@click.option(
+    "--since",
+    type=click.Choice([s.name for s in STAGES]),
+    default=STAGES[0].name,
+    show_default=True,
+    help="First stage; with --init, what was learned before it.",
+)
 @click.option("--until", type=click.Choice([s.name for s in STAGES]), default=STAGES[-1].name, show_default=True)
 @click.option(
     "--scale", default=1.0, show_default=True, help="Multiplies every stage's steps: 0.01 tries the recipe out."
@@ -89,7 +96,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--init", type=click.Path(exists=True, path_type=Path), help="Checkpoint whose weights to start from.")
 def main(
-    work: Path, out: Path | None, device: str, threads: int, until: str, scale: float, seed: int, init: Path | None
+    work: Path,
+    out: Path | None,
+    device: str,
+    threads: int,
+    since: str,
+    until: str,
+    scale: float,
+    seed: int,
+    init: Path | None,
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
     random.seed(seed)
@@ -107,7 +122,7 @@ def main(
     heads = pretrain.Heads(model.config.vision_config.hidden_size).to(device)
     modules = {"model": model, "heads": heads}
     before: Path | None = None
-    for stage in STAGES:
+    for stage in STAGES[[s.name for s in STAGES].index(since) :]:
         if before is not None and not (work / f"{stage.name}.pt").exists():
             state = torch.load(before, map_location=device, weights_only=True)["modules"]
             for name, module in modules.items():
