@@ -1,7 +1,10 @@
 """``manifest.json``: what a bundle holds, as dataclasses with a checked JSON round trip.
 
 Reading is strict: a field that is missing, of the wrong type or unknown is refused by its name, and so is a schema
-that this version does not know. Additions to the format raise ``SCHEMA``.
+that this version does not know. Additions to the format raise ``SCHEMA``; older bundles stay readable, as every addition
+has a default.
+
+Schema 2 added ``decoder.engine`` and ``decoder.engine_refused``.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Literal
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.fields import read_fields
 
-SCHEMA = 1
+SCHEMA = 2
 
 Positions = Literal["compact", "original"]
 
@@ -76,11 +79,26 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
+class DecoderEngineInfo:
+    """The decoder graph that engines are built from: opset 24, a static KV cache of ``cache`` rows updated in place.
+
+    It reads the same embedding table as the decoder of ``DecoderInfo.file``, which ONNX Runtime runs.
+    """
+
+    file: str
+    precision: str
+    opset: int
+    cache: int
+
+
+@dataclass(frozen=True)
 class DecoderInfo:
     """The decoder graph. ``context`` is the most positions it was made for; ``eos`` the ids that end an answer.
 
     ``kv_cache`` is ``shared`` where past and present may be one buffer of fixed length (GroupQueryAttention),
-    ``growing`` where each step returns a longer cache.
+    ``growing`` where each step returns a longer cache. ``engine`` is the graph that engines are built from, where the
+    target's TensorRT has the operators; otherwise ``engine_refused`` says why the vision engine is chained to ONNX
+    Runtime's decoder.
     """
 
     file: str
@@ -95,6 +113,8 @@ class DecoderInfo:
     eos: list[int]
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     kv_cache: Literal["growing", "shared"] = "growing"
+    engine: DecoderEngineInfo | None = None
+    engine_refused: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import click
 
 from svdprune.runtime.errors import SvdpruneError
 
-COMMANDS = ("export", "run", "verify", "inspect", "targets")  # each a module beside this one, with a `command`
+COMMANDS = ("export", "build", "run", "verify", "profile", "estimate", "inspect", "targets")  # each a module beside this one, with a `command`
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 

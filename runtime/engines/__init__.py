@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX engines: built on the device from a bundle, kept beside it, and run."""
