@@ -2,6 +2,9 @@
 
 The encoder and the projector are traced by torch; the scorer is authored (`selection`); this module joins
 them. The projector comes after the gather, so it sees K rows instead of T.
+
+Names of nodes tell the parts apart, for profiles and for whoever reads a graph: `scorer/...`, `select/...` (top K and
+gather) and `projector/...`; what has none of these is the encoder's.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ def build_vision(
     tokens, *attention = model.graph.outputs
     model.graph.outputs.clear()
     tape = ir.tape.Tape(model.graph)
-    wide = tokens if dtype == torch.float32 else tape.op("Cast", [tokens], {"to": ir.DataType.FLOAT})
+    wide = tokens if dtype == torch.float32 else tape.op(
+        "Cast", [tokens], {"to": ir.DataType.FLOAT}, name="scorer/widen"
+    )
     scorer = selector_model(
         selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
     )
@@ -93,7 +98,9 @@ def build_vision(
     )
     features = graft(model, projector, {"rows": rows}, "projector")["features"]
     if dtype != torch.float32:
-        features = ir.tape.Tape(model.graph).op("Cast", [features], {"to": ir.DataType.FLOAT})
+        features = ir.tape.Tape(model.graph).op(
+            "Cast", [features], {"to": ir.DataType.FLOAT}, name="projector/widen"
+        )
     _declare(model, features, kept, scores, keep, spec)
     return model
 
@@ -106,17 +113,21 @@ def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: 
         return tape.initializer(ir.tensor(value), name=f"select/{name}")
 
     if keep == total:  # nothing to choose: also spares engines whose TopK has a limit
-        batch = tape.op("Shape", [scores], {"start": 0, "end": 1})
-        shape = tape.op("Concat", [batch, constant("total", np.array([total]))], {"axis": 0})
-        return tape.op("Expand", [constant("all", np.arange(total)[None]), shape]), tokens
+        batch = tape.op("Shape", [scores], {"start": 0, "end": 1}, name="select/batch")
+        shape = tape.op("Concat", [batch, constant("total", np.array([total]))], {"axis": 0}, name="select/shape")
+        return tape.op("Expand", [constant("all", np.arange(total)[None]), shape], name="select/everything"), tokens
     k = constant("k", np.array([keep]))
-    _, best = tape.op_multi_out("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, num_outputs=2)
+    best = tape.op_multi_out(
+        "TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, num_outputs=2, name="select/top"
+    )[1]
     # Sorted again by place. Through float, exact for any count of tokens: older engines sort no integers.
-    place = tape.op("Cast", [best], {"to": ir.DataType.FLOAT})
-    ordered, _ = tape.op_multi_out("TopK", [place, k], {"axis": 1, "largest": 0, "sorted": 1}, num_outputs=2)
-    kept = tape.op("Cast", [ordered], {"to": ir.DataType.INT64})
-    column = tape.op("Unsqueeze", [kept, constant("last", np.array([2]))])
-    return kept, tape.op("GatherND", [tokens, column], {"batch_dims": 1})
+    place = tape.op("Cast", [best], {"to": ir.DataType.FLOAT}, name="select/place")
+    ordered = tape.op_multi_out(
+        "TopK", [place, k], {"axis": 1, "largest": 0, "sorted": 1}, num_outputs=2, name="select/order"
+    )[0]
+    kept = tape.op("Cast", [ordered], {"to": ir.DataType.INT64}, name="select/kept")
+    column = tape.op("Unsqueeze", [kept, constant("last", np.array([2]))], name="select/column")
+    return kept, tape.op("GatherND", [tokens, column], {"batch_dims": 1}, name="select/gather")
 
 
 def _declare(
@@ -130,7 +141,8 @@ def _declare(
         ("kept_indices", kept, ir.DataType.INT64, (keep,)),
         ("scores", scores, ir.DataType.FLOAT, (spec.tokens,)),
     ):
-        out = tape.op("Identity", [value]) if value.producer() is None or value in model.graph.outputs else value
+        shared = value.producer() is None or value in model.graph.outputs
+        out = tape.op("Identity", [value], name=f"outputs/{name}") if shared else value
         out.name, out.dtype, out.shape = name, dtype, ir.Shape([batch, *rest])
         model.graph.outputs.append(out)
 
