@@ -35,7 +35,7 @@ $(VENV)/.export: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.export
-	$(BIN)/python $(PIP) -e '.[export,rtx,profile,dev]'
+	$(BIN)/python $(PIP) -e '.[export,rtx,profile,data,dev]'
 	touch $@
 
 # What a Jetson has: Python 3.10, no torch.

@@ -1,0 +1,1 @@
+"""Selectors side by side on a checkpoint: every contender sees the same encoded pictures and questions."""
