@@ -47,7 +47,8 @@ class Normalised(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """uint8 (B, height, width, 3) or, when not `raw`, normalised float32 (B, 3, height, width)."""
         if self.raw:
-            pixels = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
+            # The cast comes first: TensorRT takes uint8 at a network's input and for a Cast, nowhere else.
+            pixels = pixels.float().permute(0, 3, 1, 2) * self.scale - self.shift
         tokens, attention = self.encoder(pixels.to(self.dtype))
         return (tokens, attention.float()) if self.attention else (tokens,)
 
