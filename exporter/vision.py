@@ -4,11 +4,13 @@ The encoder and the projector are traced by torch; the scorer is authored (`sele
 them. The projector comes after the gather, so it sees K rows instead of T.
 
 Names of nodes tell the parts apart, for profiles and for whoever reads a graph: `scorer/...`, `select/...` (top K and
-gather) and `projector/...`; what has none of these is the encoder's.
+gather) and `projector/...`; what has none of these is the encoder's. A traced node is named for the module it came
+from, as in `encoder.layers.3.self_attn.q_proj/MatMul_60`.
 """
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -163,13 +165,23 @@ def _traced(module: nn.Module, example: torch.Tensor, name: str, outputs: list[s
         )
     assert program is not None
     model: ir.Model = program.model
-    for node in model.graph:  # source lines and stack traces of this machine have no place in a shipped graph
-        node.metadata_props.clear()
+    modules = {name for name, _ in module.named_modules()}
+    for node in model.graph:
+        node.name = _named(node, modules)
+        node.metadata_props.clear()  # source lines and stack traces of this machine have no place in a shipped graph
         node.doc_string = None
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     model.metadata_props.clear()
     return model
+
+
+def _named(node: ir.Node, modules: set[str]) -> str:
+    """The node's own name after the path of the innermost module that it was traced in."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    path = next((scope for scope in reversed(scopes) if scope in modules), "").removeprefix("encoder.")
+    leaf = (node.name or node.op_type).removeprefix("node_")
+    return f"{path}/{leaf}" if path else leaf
 
 
 @contextmanager
