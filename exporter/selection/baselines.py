@@ -11,25 +11,25 @@ TINY = 1e-30
 LEVELS = 2.0**14  # cosine distances are compared in steps of 1 / LEVELS, so identical tokens are at distance 0
 
 
-@register("cls", needs_cls_attention=True)
+@register("cls", needs_cls_attention=True, any_keep=True)
 def cls_attention_scores(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """What the [CLS] token attends to, mean over heads, as given."""
     assert cls_attention is not None  # `build_selector` and `selector_model` see to it
-    return op.add(cls_attention, _nothing(op, tokens))
+    return op.add(cls_attention, nothing(op, tokens))
 
 
-@register("norm")
+@register("norm", any_keep=True)
 def feature_norm(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Euclidean norm of each token's feature."""
     largest = op.add(op.max(op.abs(tokens), 1, 2), TINY)  # (B, 1, 1): squares neither overflow nor vanish
     return op.squeeze(op.mul(op.norm(op.div(tokens, largest), 2), largest), 2)
 
 
-@register("random")
+@register("random", any_keep=True)
 def random_order(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """One seeded order of the tokens, the same for every picture."""
     order = np.random.default_rng(task.config.seed).permutation(task.tokens)
-    return op.add(_nothing(op, tokens), ((order + 1) / task.tokens).astype(np.float32)[None])
+    return op.add(nothing(op, tokens), ((order + 1) / task.tokens).astype(np.float32)[None])
 
 
 @register("grid")
@@ -37,7 +37,7 @@ def uniform_grid(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> 
     """1 for K tokens spread evenly over the picture, 0 for the others."""
     chosen = np.zeros((1, task.tokens), np.float32)
     chosen[0, grid_indices(task.needed_grid(), task.needed_keep())] = 1.0
-    return op.add(_nothing(op, tokens), chosen)
+    return op.add(nothing(op, tokens), chosen)
 
 
 @register("maxmin")
@@ -48,9 +48,7 @@ def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task)
     for the others.
     """
     keep = task.needed_keep()
-    largest = op.add(op.max(op.abs(tokens), 1, 2), TINY)
-    scaled = op.div(tokens, largest)
-    directions = op.div(scaled, op.add(op.norm(scaled, 2), TINY))  # (B, T, D)
+    directions = unit_directions(op, tokens)
     cosines = op.matmul(directions, op.transpose(directions))  # (B, T, T)
     distances = op.round(op.mul(op.sub(1.0, cosines), LEVELS))
     identity = np.eye(task.tokens, dtype=np.float32)
@@ -65,15 +63,13 @@ def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task)
             nearest = op.row(distances, pick)
         elif number < keep - 1:
             nearest = op.minimum(nearest, op.row(distances, pick))
-    points = np.arange(keep, 0, -1, dtype=np.float32)[None, :, None]
-    scores = op.squeeze(op.sum(op.mul(op.hits(picks, task.tokens), points), 1), 1)
-    return op.add(scores, _nothing(op, tokens))
+    return op.add(points_of(op, picks, task.tokens), nothing(op, tokens))
 
 
-@register("none")
+@register("none", any_keep=True)
 def everything(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Equal scores: every token is kept."""
-    return op.add(_nothing(op, tokens), np.full((1, task.tokens), 1.0 / task.tokens, np.float32))
+    return op.add(nothing(op, tokens), np.full((1, task.tokens), 1.0 / task.tokens, np.float32))
 
 
 def grid_indices(grid: tuple[int, int], keep: int) -> np.ndarray:
@@ -88,6 +84,18 @@ def grid_indices(grid: tuple[int, int], keep: int) -> np.ndarray:
     return np.array(chosen, np.int64)
 
 
-def _nothing(op: Ops[V], tokens: V) -> V:
+def unit_directions(op: Ops[V], tokens: V) -> V:
+    """Each token (B, T, D) at length 1, whatever the scale; a zero token stays zero."""
+    scaled = op.div(tokens, op.add(op.max(op.abs(tokens), 1, 2), TINY))
+    return op.div(scaled, op.add(op.norm(scaled, 2), TINY))
+
+
+def points_of(op: Ops[V], picks: list[V], tokens: int) -> V:
+    """Scores (B, T) of K tokens chosen one after the other: K for the first, ..., 1 for the last, 0 for the others."""
+    points = np.arange(len(picks), 0, -1, dtype=np.float32)[None, :, None]
+    return op.squeeze(op.sum(op.mul(op.hits(picks, tokens), points), 1), 1)
+
+
+def nothing(op: Ops[V], tokens: V) -> V:
     """(B, 1) zeros that carry the batch size, and NaN for a picture whose features hold NaN or infinity."""
     return op.squeeze(op.sum(op.mul(tokens, 0.0), 1, 2), 2)

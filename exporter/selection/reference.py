@@ -88,6 +88,10 @@ def reference_scores(
         assert keep is not None
         return _max_min(features, keep)
 
+    def dpp() -> np.ndarray:
+        assert keep is not None
+        return _determinantal(features, keep)
+
     def none() -> np.ndarray:
         return np.full(tokens, 1.0 / tokens)
 
@@ -98,6 +102,7 @@ def reference_scores(
         "random": random,
         "grid": uniform,
         "maxmin": maxmin,
+        "dpp": dpp,
         "none": none,
     }
     return forms[config.name]()
@@ -113,6 +118,24 @@ def _max_min(features: np.ndarray, keep: int) -> np.ndarray:
         nearest = distances[chosen].min(axis=0)
         nearest[chosen] = -np.inf
         chosen.append(int(nearest.argmax()))
+    scores[chosen] = np.arange(keep, 0, -1)
+    return scores
+
+
+def _determinantal(features: np.ndarray, keep: int) -> np.ndarray:
+    """Greedy largest determinant of the cosine kernel, by taking each choice's direction out of what is left."""
+    left = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-300)
+    chosen: list[int] = []
+    while len(chosen) < keep:
+        squares = (left**2).sum(axis=1)
+        steps = np.round(squares * LEVELS)
+        steps[chosen] = -np.inf
+        pick = int(steps.argmax())
+        chosen.append(pick)
+        if squares[pick] * LEVELS >= 1.0:
+            unit = left[pick] / squares[pick] ** 0.5
+            left = left - np.outer(left @ unit, unit)
+    scores = np.zeros(len(features))
     scores[chosen] = np.arange(keep, 0, -1)
     return scores
 

@@ -56,16 +56,20 @@ class Entry:
 
     scorer: Scorer
     needs_cls_attention: bool = False
+    any_keep: bool = False  # the scores are the same for every K
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, *, needs_cls_attention: bool = False) -> Callable[[Scorer], Scorer]:
-    """Decorator: the scorer is known as `name` from here on."""
+def register(name: str, *, needs_cls_attention: bool = False, any_keep: bool = False) -> Callable[[Scorer], Scorer]:
+    """Decorator: the scorer is known as `name` from here on.
+
+    `any_keep` says that its scores do not depend on K, so that an evaluation computes them once for all counts.
+    """
 
     def add(scorer: Scorer) -> Scorer:
-        _ENTRIES[name] = Entry(scorer, needs_cls_attention)
+        _ENTRIES[name] = Entry(scorer, needs_cls_attention, any_keep)
         return scorer
 
     return add

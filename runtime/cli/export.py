@@ -38,7 +38,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     default="leverage",
     show_default=True,
     metavar="NAME",
-    help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, none.",
+    help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, dpp, none.",
 )
 @click.option("--rank", type=click.IntRange(min=1), help="Singular directions in the leverage score.  [default: 16]")
 @click.option(

@@ -172,7 +172,7 @@ def test_a_bad_number_spoils_all_scores_of_its_picture_and_no_others(
 
 @RUNNERS
 @pytest.mark.parametrize("size", [1e-30, 1e-4, 1e4, 1e30])
-@pytest.mark.parametrize("name", ["leverage", "norm", "maxmin"])
+@pytest.mark.parametrize("name", ["leverage", "norm", "maxmin", "dpp"])
 def test_the_scale_of_the_features_does_not_change_the_choice(
     runner: Callable[..., Run], name: str, size: float
 ) -> None:
@@ -193,7 +193,7 @@ def test_massive_outlier_tokens_do_not_drown_the_rest(runner: Callable[..., Run]
 
 
 @RUNNERS
-@pytest.mark.parametrize("name", ["leverage", "norm", "maxmin"])
+@pytest.mark.parametrize("name", ["leverage", "norm", "maxmin", "dpp"])
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("value", [0.0, 0.37, 1e4])
 def test_a_constant_picture_keeps_the_first_tokens(
@@ -205,7 +205,7 @@ def test_a_constant_picture_keeps_the_first_tokens(
 
 
 @RUNNERS
-@pytest.mark.parametrize("name", ["leverage", "maxmin"])
+@pytest.mark.parametrize("name", ["leverage", "maxmin", "dpp"])
 def test_identical_tokens_are_tied_and_the_lowest_index_is_kept(runner: Callable[..., Run], name: str) -> None:
     kinds = np.random.default_rng(1).standard_normal((4, D)).astype(np.float32) * [[8], [4], [2], [1]]
     features = kinds[np.arange(T) % 4].astype(np.float32)[None]  # tokens 0, 4, 8, ... are the same, and so on
