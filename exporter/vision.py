@@ -179,7 +179,7 @@ def _traced(module: nn.Module, example: torch.Tensor, name: str, outputs: list[s
 def _named(node: ir.Node, modules: set[str]) -> str:
     """The node's own name after the path of the innermost module that it was traced in."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    path = next((scope for scope in reversed(scopes) if scope in modules), "").removeprefix("encoder.")
+    path = next((scope for scope in reversed(scopes[:-1]) if scope in modules), "").removeprefix("encoder.")
     leaf = (node.name or node.op_type).removeprefix("node_")
     return f"{path}/{leaf}" if path else leaf
 
