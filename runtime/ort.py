@@ -12,13 +12,15 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 
-def open_session(path: Path, threads: int | None, provider: str = CPU) -> Any:
+def open_session(path: Path, threads: int | None, provider: str = CPU, profile: Path | None = None) -> Any:
     """An ``onnxruntime.InferenceSession``.
 
     Args:
         path: the .onnx file; its external data lie beside it.
         threads: threads inside one operator; None leaves it to ONNX Runtime (all cores).
         provider: an execution provider's name.
+        profile: where to write the time of every node (the start of a file's name; ``session.end_profiling`` gives the
+            rest), None to measure none.
 
     Raises:
         UserError: the provider is not in this installation of onnxruntime, or it does not start on this machine.
@@ -37,6 +39,9 @@ def open_session(path: Path, threads: int | None, provider: str = CPU) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     providers = [provider] if provider == CPU else [provider, CPU]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
