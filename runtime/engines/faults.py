@@ -9,9 +9,9 @@ import re
 _FAULTS: tuple[tuple[str, str], ...] = (
     # ---- the installation ------------------------------------------------------------------------------------------
     (
-        r"(lib(?:nvinfer|nvonnxparser|tensorrt)\w*)[\w.]*: cannot open shared object|Could not find: (lib\w+)",
-        "TensorRT is only half installed, its library {1} is not found: install the TensorRT package of this JetPack or "
-        "CUDA release (`apt install tensorrt`, or pip with NVIDIA's index), or put its folder into LD_LIBRARY_PATH",
+        r"(lib(?:nvinfer|nvonnxparser|tensorrt)[\w.]*): cannot open shared object|Could not find: (lib[\w.]+\w)",
+        "TensorRT is only half installed, its library {1} is not found: install all of TensorRT (`apt install "
+        "tensorrt`, or pip with NVIDIA's index), or put the library's folder into LD_LIBRARY_PATH",
     ),
     (
         r"Unable to load library: (\S*nvinfer_builder_resource[\w.]*)",
@@ -19,8 +19,9 @@ _FAULTS: tuple[tuple[str, str], ...] = (
         "lean and dispatch packages cannot build",
     ),
     (
-        r"(lib(?:cudart|cublas\w*|cudnn\w*|nvrtc))[\w.]*: cannot open shared object",
-        "the CUDA library {1} that TensorRT needs is not found: install the CUDA release that this TensorRT was made for",
+        r"(lib(?:cudart|cublas|cudnn|nvrtc)[\w.]*): cannot open shared object",
+        "the CUDA library {1} that TensorRT needs is not found: install the CUDA release that it was made "
+        "for",
     ),
     (
         r"libcuda\.so[\w.]*: cannot open shared object|CUDA driver (?:library|not found)",
@@ -62,8 +63,8 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Version tag does not match.*?Current Version: (\d+), Serialized Engine Version: (\d+)",
-        "the engine was built by another TensorRT (serialisation version {2}, this one reads {1}): run `svdprune build` "
-        "again",
+        "the engine was built by another TensorRT (serialisation version {2}, this one reads {1}): run `svdprune "
+        "build` again",
     ),
     (
         r"host code|HostCodeAllowed",
@@ -76,8 +77,8 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"[Mm]agic tag|does not conform to the expected format for TensorRT-RTX",
-        "the file is not an engine of this kind of TensorRT (TensorRT and TensorRT-RTX do not read each other's), or it "
-        "is damaged: run `svdprune build` again",
+        "the file is not an engine of this kind of TensorRT (TensorRT and TensorRT-RTX do not read each other's), or "
+        "it is damaged: run `svdprune build` again",
     ),
     # ---- memory ------------------------------------------------------------------------------------------------------
     (
@@ -86,8 +87,8 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|could not be allocated|bad_alloc|insufficient memory",
-        "memory ran out: close other programs (the desktop takes about 1 GB), add swap, give --workspace a smaller limit, "
-        "build one part at a time (--part vision), or export with fewer tokens or a smaller model",
+        "memory ran out: close other programs (a desktop takes about 1 GB), add swap, give --workspace a smaller "
+        "limit, build one part at a time (--part vision), or export with fewer tokens or a smaller model",
     ),
     (
         r"Could not find any implementation for node ([^\s,()]+)",
@@ -126,7 +127,8 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"factory function returned nullptr",
-        "TensorRT could not start: there is no GPU that it can use here, or the driver does not fit; check `nvidia-smi`",
+        "TensorRT could not start: there is no GPU that it can use here, or the driver does not fit; check "
+        "`nvidia-smi`",
     ),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.DOTALL), sentence) for pattern, sentence in _FAULTS)

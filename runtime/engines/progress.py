@@ -1,0 +1,103 @@
+"""What TensorRT tells while it works: its log, and how far a build has come.
+
+Both are filled from inside TensorRT's own calls, where nothing may raise; whoever waits for the build looks at them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from svdprune.runtime.engines.faults import explain
+
+_LAYER = re.compile(r"^Name: .*LayerType:")  # how the builder lists the layers of a finished engine
+_BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
+
+
+@dataclass
+class BuildLog:
+    """A sink for ``TensorRt.logger`` that keeps the little that is asked for later.
+
+    Attributes:
+        errors, warnings: messages, in order, each once.
+        layers: how many layers of the finished engine were listed.
+        sizes: "Activation" and "Weights" in bytes, where told.
+        lines: every message, with ``keep``; they are many.
+    """
+
+    keep: bool = False
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    layers: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def __call__(self, severity: str, message: str) -> None:
+        """Take one message."""
+        if self.keep:
+            self.lines.append(f"[{severity}] {message}")
+        kept = {"INTERNAL_ERROR": self.errors, "ERROR": self.errors, "WARNING": self.warnings}.get(severity)
+        if kept is not None:
+            if message not in kept:
+                kept.append(message)
+        elif _LAYER.match(message):
+            self.layers += 1
+        elif size := _BYTES.match(message):
+            self.sizes[size[1]] = int(size[2])
+
+    def fault(self, doing: str) -> str:
+        """A sentence on why ``doing`` ("building the vision engine") failed."""
+        known = explain("\n".join([*self.errors, *self.warnings]))
+        if known:
+            return f"{doing} failed: {known}"
+        said = first_line(self.errors[0]) if self.errors else "TensorRT gave no reason"
+        return f"{doing} failed ({said}): `svdprune build --log FILE` keeps all that TensorRT says"
+
+
+class Progress:
+    """How far a build has come, from its nested phases.
+
+    Attributes:
+        cancelled: set it to ask the build to stop at its next step.
+        phase: the innermost phase under way, "" before the first.
+        share: the share of the whole that is done, 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.phase = ""
+        self.share = 0.0
+        self._phases: list[tuple[str, int]] = []  # name and count of steps, outermost first
+        self._done: dict[str, int] = {}
+
+    def start(self, name: str, steps: int) -> None:
+        """A phase of ``steps`` steps begins inside those under way."""
+        self._phases.append((name, max(1, steps)))
+        self._done[name] = 0
+        self.phase = name
+        self._measure()
+
+    def step(self, name: str, step: int) -> None:
+        """The step number ``step``, from 0, of a phase is done."""
+        self._done[name] = step + 1
+        self._measure()
+
+    def finish(self, name: str) -> None:
+        """A phase is over; phases inside it are, too."""
+        names = [phase for phase, _ in self._phases]
+        if name in names:
+            del self._phases[names.index(name) :]
+        self.phase = self._phases[-1][0] if self._phases else name
+        self._measure()
+
+    def _measure(self) -> None:
+        """Of each phase its done steps, and of the step under way the share that the phase inside it has done."""
+        share = 0.0
+        for name, steps in reversed(self._phases):
+            share = min(1.0, (self._done.get(name, 0) + share) / steps)
+        self.share = max(self.share, share)
+
+
+def first_line(text: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
