@@ -49,7 +49,7 @@ STAGES = (
     Stage("wide", window=16, batch=16, steps=300, rate=1.5e-3, talk=True),
     Stage("full", window=GRID, batch=8, steps=700, rate=7e-4, decay_share=0.6, talk=True, dense_weight=0.5, turns=16),
     Stage("language", window=GRID, batch=8, steps=420, rate=1.2e-3, decay_share=0.8, talk=True, tower=False, turns=16),
-    Stage("joint", window=GRID, batch=8, steps=1200, rate=9e-4, decay_share=0.9, talk=True, dense_weight=0.5, turns=16),
+    Stage("joint", window=GRID, batch=8, steps=900, rate=9e-4, decay_share=0.9, talk=True, dense_weight=0.5, turns=16),
 )
 TURN_LENGTH = 11  # tokens a question and its answer take, about; what does not fit is left out
 
