@@ -9,53 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from svdprune.runtime.answer import Sight
-from svdprune.runtime.bundle import Bundle
-from svdprune.runtime.errors import BundleError
+from svdprune.runtime.verify_golden import Golden, read_golden
+from svdprune.runtime.verify_metrics import (
+    DECODER_LIMITS,
+    VISION_LIMITS,
+    DecoderLimits,
+    VisionLimits,
+    cosines,
+    decoder_precision,
+    kept_overlap,
+    limits_for,
+)
 from svdprune.runtime.vlm import Vlm, load
 
 Value = float | int | str
-
-
-@dataclass(frozen=True)
-class VisionLimits:
-    """What the vision stage may differ by.
-
-    Attributes:
-        cosine: least cosine of any kept token's features with the reference's.
-        overlap: least share of kept tokens that the reference keeps, too.
-        tie: scores closer than this share of the lowest kept one count as equal, and either token as kept.
-    """
-
-    cosine: float
-    overlap: float
-    tie: float
-
-
-@dataclass(frozen=True)
-class DecoderLimits:
-    """What the first step's logits may differ by.
-
-    Attributes:
-        cosine: least cosine of the logits.
-        rank: the reference's best token is among this many best.
-        answer: whether the answer must be the reference's token for token.
-    """
-
-    cosine: float
-    rank: int
-    answer: bool
-
-
-VISION_LIMITS = {"fp32": VisionLimits(0.9999, 1.0, 1e-3), "fp16": VisionLimits(0.995, 0.9, 1e-2)}
-DECODER_LIMITS = {"fp32": DecoderLimits(0.9999, 1, True), "int4": DecoderLimits(0.95, 3, False)}
 
 
 @dataclass(frozen=True)
@@ -97,27 +70,6 @@ class VerifyReport:
         return [stage.name for stage in self.stages if not stage.passed]
 
 
-@dataclass(frozen=True)
-class Golden:
-    """The golden case: ids of the prompt and the answer, float32 features [K, H], scores [T], logits [V].
-
-    ``ended`` tells that the model itself ended the answer there, so that going on is a fault, too.
-    """
-
-    picture: Path
-    question: str
-    prompt_ids: list[int]
-    answer: str
-    answer_ids: list[int]
-    positions: str
-    ended: bool
-    reference: str
-    kept: np.ndarray
-    features: np.ndarray
-    scores: np.ndarray
-    logits: np.ndarray
-
-
 def verify(
     bundle: str | Path,
     vision: str = "onnxruntime",
@@ -141,100 +93,32 @@ def verify(
     exact = golden.reference == "float32"
     manifest = vlm.manifest
     # A reference that was itself run in half precision cannot show float32 agreement.
-    vision_limits = _limits(VISION_LIMITS, manifest.vision.precision if exact else "fp16")
-    decoder_limits = _limits(DECODER_LIMITS, manifest.decoder.precision if exact else "int4")
+    vision_limits = limits_for(VISION_LIMITS, manifest.vision.precision if exact else "fp16")
+    decoder_limits = limits_for(DECODER_LIMITS, decoder_precision(manifest, decoder) if exact else "int4")
     report = VerifyReport(str(bundle), vision, decoder, golden.reference)
     began = time.perf_counter()
     sight = vlm.see(golden.picture)
     seconds = time.perf_counter() - began
-    report.stages.append(_kept_stage(sight.kept_indices, golden, vision_limits, seconds))
-    report.stages.append(_features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
-    report.stages.append(_logits_stage(vlm, sight, golden, decoder_limits))
+    report.stages.append(kept_stage(sight.kept_indices, golden, vision_limits, seconds))
+    report.stages.append(features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
+    report.stages.append(logits_stage(vlm, sight, golden, decoder_limits))
     whole = decoder_limits.answer and exact and manifest.vision.precision == "fp32"
     report.stages.append(_answer_stage(vlm, golden, whole))
     return report
 
 
-def read_golden(bundle: Bundle) -> Golden:
-    """The golden case of an opened bundle.
-
-    Raises:
-        BundleError: it cannot be read, lacks a part, or does not fit the manifest.
-    """
-    names, info = bundle.manifest.golden, bundle.manifest
-    case = bundle.read_json(names.case)
-    path = bundle.file(names.arrays)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features, scores, logits = (np.asarray(arrays[name]) for name in ("features", "scores", "logits"))
-        golden = Golden(
-            picture=bundle.file(names.image),
-            question=case["question"],
-            prompt_ids=[int(token) for token in case["prompt_ids"]],
-            answer=case["answer"],
-            answer_ids=[int(token) for token in case["answer_ids"]],
-            positions=case["positions"],
-            ended=case.get("stopped") == "eos",
-            reference=case.get("dtype", "float32"),
-            kept=np.asarray(case["kept_indices"], np.int64),
-            features=features,
-            scores=scores,
-            logits=logits,
-        )
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} or its case cannot be read ({error}): export the bundle again") from error
-    vision, decoder = info.vision, info.decoder
-    for name, array, shape in (
-        ("features", golden.features, (vision.keep, vision.hidden)),
-        ("scores", golden.scores, (vision.tokens,)),
-        ("logits", golden.logits, (decoder.vocab,)),
-        ("kept_indices", golden.kept, (vision.keep,)),
-    ):
-        if array.shape != shape:
-            raise BundleError(f"{path}: {name} is {list(array.shape)}, not {list(shape)}: export the bundle again")
-    return golden
-
-
-def kept_overlap(kept: np.ndarray, reference: np.ndarray, scores: np.ndarray, tie: float) -> float:
-    """Share of the tokens ``kept`` int [K] that the reference keeps, or that tie with its last one.
-
-    Two tokens whose scores differ in the last digits may swap from one machine to the next; that harms nothing.
-
-    Args:
-        kept, reference: indices.
-        scores: float [T], the reference's.
-        tie: a token counts when its score is at least (1 - tie) times the lowest score in ``reference``.
-    """
-    lowest = scores[reference].min()
-    fits = np.isin(kept, reference) | (scores[kept] >= lowest - tie * abs(lowest))
-    return float(fits.mean())
-
-
-def cosines(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Cosine of each row of two arrays [n, H], float64 [n]; 0 where a row is zero, 1 where both are."""
-    a, b = rows.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (a == b).all(axis=1)
-    return np.where(same, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))
-
-
-def _limits(table: dict[str, Any], precision: str) -> Any:
-    if precision not in table:
-        raise BundleError(f"no tolerance is known for the precision {precision}: upgrade svdprune")
-    return table[precision]
-
-
-def _kept_stage(kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds: float) -> Stage:
+def kept_stage(kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds: float) -> Stage:
+    """Judge the choice of tokens, int64 [K]; ``seconds`` is what the vision graph took."""
     overlap = kept_overlap(kept, golden.kept, golden.scores, limits.tie)
     same = int(np.isin(kept, golden.kept).sum())
     measured: dict[str, Value] = {"overlap": overlap, "identical": f"{same} of {len(kept)}"}
     return Stage("kept tokens", measured, {"overlap at least": limits.overlap}, overlap >= limits.overlap, seconds)
 
 
-def _features_stage(
+def features_stage(
     features: np.ndarray, kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds: float
 ) -> Stage:
-    """Features of the tokens that both keep, matched by index."""
+    """Judge the features, float32 [K, H], of the tokens that both keep, matched by index."""
     _, ours, theirs = np.intersect1d(kept, golden.kept, assume_unique=True, return_indices=True)
     allowed: dict[str, Value] = {"cosine at least": limits.cosine}
     if not len(ours):
@@ -249,8 +133,8 @@ def _features_stage(
     return Stage("vision features", measured, allowed, worst >= limits.cosine, seconds)
 
 
-def _logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits) -> Stage:
-    """The decoder alone: the golden prompt with the golden features."""
+def logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits) -> Stage:
+    """Judge the decoder alone: the golden prompt with the golden features."""
     began = time.perf_counter()
     reference = dataclasses.replace(sight, features=golden.features, kept_indices=golden.kept)
     logits = vlm.cached_prompt(reference).advance(golden.prompt_ids)

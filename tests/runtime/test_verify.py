@@ -9,7 +9,8 @@ import pytest
 from golden import golden_bundle, reference
 
 from svdprune.runtime.errors import BundleError
-from svdprune.runtime.verify import cosines, kept_overlap, verify
+from svdprune.runtime.verify import verify
+from svdprune.runtime.verify_metrics import cosines, kept_overlap
 
 STAGES = ["kept tokens", "vision features", "first-step logits", "answer"]
 

@@ -1,0 +1,73 @@
+"""The golden case of a bundle: one picture and question, answered at export by the checkpoint itself."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from svdprune.runtime.bundle import Bundle
+from svdprune.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden case: ids of the prompt and the answer, float32 features [K, H], scores [T], logits [V].
+
+    ``ended`` tells that the model itself ended the answer there, so that going on is a fault, too.
+    """
+
+    picture: Path
+    question: str
+    prompt_ids: list[int]
+    answer: str
+    answer_ids: list[int]
+    positions: str
+    ended: bool
+    reference: str
+    kept: np.ndarray
+    features: np.ndarray
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """The golden case of an opened bundle.
+
+    Raises:
+        BundleError: it cannot be read, lacks a part, or does not fit the manifest.
+    """
+    names, info = bundle.manifest.golden, bundle.manifest
+    case = bundle.read_json(names.case)
+    path = bundle.file(names.arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            features, scores, logits = (np.asarray(arrays[name]) for name in ("features", "scores", "logits"))
+        golden = Golden(
+            picture=bundle.file(names.image),
+            question=case["question"],
+            prompt_ids=[int(token) for token in case["prompt_ids"]],
+            answer=case["answer"],
+            answer_ids=[int(token) for token in case["answer_ids"]],
+            positions=case["positions"],
+            ended=case.get("stopped") == "eos",
+            reference=case.get("dtype", "float32"),
+            kept=np.asarray(case["kept_indices"], np.int64),
+            features=features,
+            scores=scores,
+            logits=logits,
+        )
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} or its case cannot be read ({error}): export the bundle again") from error
+    vision, decoder = info.vision, info.decoder
+    for name, array, shape in (
+        ("features", golden.features, (vision.keep, vision.hidden)),
+        ("scores", golden.scores, (vision.tokens,)),
+        ("logits", golden.logits, (decoder.vocab,)),
+        ("kept_indices", golden.kept, (vision.keep,)),
+    ):
+        if array.shape != shape:
+            raise BundleError(f"{path}: {name} is {list(array.shape)}, not {list(shape)}: export the bundle again")
+    return golden
