@@ -43,26 +43,44 @@ def locate(model: str, revision: str | None = None) -> Source:
     Raises:
         UserError: nothing of that name, the hub cannot be reached, or the folder is no checkpoint.
     """
+    place = place_of(model)
+    if isinstance(place, str):
+        folder = fetch(place, revision, _FILES)
+        return Source(place, Checkpoint(folder), folder.name)
+    return Source(model if model == SHIPPED else place.resolve().name, Checkpoint(place), None)
+
+
+def place_of(model: str) -> Path | str:
+    """Where `model` is: a folder (whether or not it is there), or the id of a model on the hub.
+
+    Raises:
+        UserError: nothing of that name; near misses are named.
+    """
     if model == SHIPPED:
-        return Source(model, Checkpoint(shipped_folder()), None)
+        return shipped_folder()
     if model in ALIASES:
-        return _from_hub(ALIASES[model], revision)
+        return ALIASES[model]
     folder = Path(model).expanduser()
     if folder.exists() or model.startswith((".", "/", "~")):
-        return Source(folder.resolve().name, Checkpoint(folder), None)
+        return folder
     if _HUB_ID.match(model):
-        return _from_hub(model, revision)
+        return model
     names = [SHIPPED, *ALIASES]
     near = difflib.get_close_matches(model, names, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(names)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(names)}."
     raise UserError(f"there is no model {model!r}: {hint} A folder or a hub id (owner/name) works too")
 
 
-def _from_hub(hub_id: str, revision: str | None) -> Source:
+def fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder in the hub's cache with those files of a model that `patterns` name.
+
+    Raises:
+        UserError: no such model or revision, a licence not accepted, or the hub cannot be reached.
+    """
     hub = require("huggingface_hub", "export")
     errors = require("huggingface_hub.errors", "export")
     try:
-        folder = Path(hub.snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+        return Path(hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise UserError(f"{hub_id} wants its licence accepted: accept it on the hub, then `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
@@ -76,4 +94,3 @@ def _from_hub(hub_id: str, revision: str | None) -> Source:
             f"the hub cannot be reached for {hub_id} and it is not in the local cache: "
             "download it elsewhere and give its folder"
         ) from error
-    return Source(hub_id, Checkpoint(folder), folder.name)
