@@ -45,13 +45,13 @@ def export_decoder(
     if precision not in PRECISIONS:
         raise UserError(f"unknown decoder precision {precision!r}: choose {' or '.join(PRECISIONS)}")
     config = decoder_config(text_config)
-    head = _head(checkpoint, config)
+    head = output_projection(checkpoint, config)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     with WeightFile(out / DATA) as store:
         ops = Operators(config, checkpoint, store, precision)
         model = build_graph(config, ops, head)
-    _refuse_leftovers(checkpoint, ops.used)
+    refuse_leftovers(checkpoint, ops.used)
     _write_embedding(checkpoint, config, out / TABLE)
     ir.save(model, out / MODEL)
     return DecoderInfo(
@@ -69,7 +69,7 @@ def export_decoder(
     )
 
 
-def _head(checkpoint: Checkpoint, config: DecoderConfig) -> str:
+def output_projection(checkpoint: Checkpoint, config: DecoderConfig) -> str:
     """The output projection's name, without ".weight": its own, or the embedding's where the two are tied."""
     if f"{HEAD}.weight" in checkpoint:
         return HEAD
@@ -78,7 +78,7 @@ def _head(checkpoint: Checkpoint, config: DecoderConfig) -> str:
     return HEAD  # reading it says that it is missing
 
 
-def _refuse_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
+def refuse_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
     """A weight that the graph has no place for means that the graph is not this model."""
     for name in checkpoint.names():
         # rotary_emb.inv_freq: a buffer that old versions of transformers saved and that the configuration determines

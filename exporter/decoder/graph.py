@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from svdprune.exporter.decoder.base import DecoderOperators
 from svdprune.exporter.decoder.config import DecoderConfig
 from svdprune.exporter.decoder.operators import OPSETS, Operators
 
@@ -24,21 +25,57 @@ _IR_VERSION = 9  # of opset 18; a newer one would shut out older runtimes for no
 
 def build_graph(config: DecoderConfig, ops: Operators, head: str) -> ir.Model:
     """Author the model. head: canonical name (without ".weight") of the output projection."""
-    embeds = _value("inputs_embeds", ir.DataType.FLOAT, ("batch", "new", config.hidden))
-    mask = _value("attention_mask", ir.DataType.INT64, ("batch", "total"))
-    positions = _value("position_ids", ir.DataType.INT64, ("batch", "new"))
-    cache = [
-        (_cache(config, f"past_key_values.{i}.key", "past"), _cache(config, f"past_key_values.{i}.value", "past"))
+    embeds = graph_input("inputs_embeds", ir.DataType.FLOAT, ("batch", "new", config.hidden))
+    mask = graph_input("attention_mask", ir.DataType.INT64, ("batch", "total"))
+    positions = graph_input("position_ids", ir.DataType.INT64, ("batch", "new"))
+    past = [
+        graph_input(
+            f"past_key_values.{i}.{part}", ir.DataType.FLOAT, ("batch", config.kv_heads, "past", config.head_dim)
+        )
         for i in range(config.layers)
+        for part in ("key", "value")
     ]
-    lengths = ops.cache_lengths(mask)
+    logits, present = build_layers(config, ops, embeds, positions, past, ops.cache_lengths(mask), head)
+    graph_output(logits, "logits", ir.DataType.FLOAT, ("batch", 1, config.vocab))
+    for after in present:
+        graph_output(after, after.name, ir.DataType.FLOAT, ("batch", config.kv_heads, "present", config.head_dim))
+    graph = ir.Graph(
+        [embeds, mask, positions, *past],
+        [logits, *present],
+        nodes=ops.tape.nodes,
+        initializers=ops.tape.initializers,
+        opset_imports=OPSETS,
+        name="decoder",
+    )
+    return ir.Model(graph, ir_version=_IR_VERSION, producer_name="svdprune")
 
-    x = embeds  # (B, N, H) all along
+
+def build_layers(
+    config: DecoderConfig,
+    ops: DecoderOperators,
+    x: ir.Value,
+    positions: ir.Value,
+    past: list[ir.Value],
+    where: tuple[ir.Value, ir.Value],
+    head: str,
+) -> tuple[ir.Value, list[ir.Value]]:
+    """Everything between the inputs and the outputs, whatever the spelling.
+
+    Args:
+        x: embeddings (B, N, H) as the residual stream has them.
+        positions: int64 (B, N).
+        past: keys and values of the layers in turn.
+        where: handed to `ops.attend`.
+        head: canonical name (without ".weight") of the output projection.
+
+    Returns:
+        Logits (B, 1, V) of the last row, and the present keys and values in turn, `present.{i}.key` and `.value`.
+    """
     normed = ops.rms_norm(x, f"{ROOT}.layers.0.input_layernorm.weight", config.hidden, "layers.0/input_norm")
     present: list[ir.Value] = []
     for i in range(config.layers):
         layer, short, last = f"{ROOT}.layers.{i}", f"layers.{i}", i == config.layers - 1
-        attended, keys, values = _attention(config, ops, i, normed, positions, cache[i], lengths)
+        attended, keys, values = _attention(config, ops, i, normed, positions, (past[2 * i], past[2 * i + 1]), where)
         present += [keys, values]
         if last:  # only the last row's logits are wanted, and nothing below mixes rows
             attended, x = ops.last_row(attended, f"{short}/last"), ops.last_row(x, f"{short}/last_residual")
@@ -49,48 +86,36 @@ def build_graph(config: DecoderConfig, ops: Operators, head: str) -> ir.Model:
         following = f"{ROOT}.norm.weight" if last else f"{ROOT}.layers.{i + 1}.input_layernorm.weight"
         after = "norm" if last else f"layers.{i + 1}/input_norm"
         normed, x = ops.add_norm(_mlp(config, ops, i, normed), x, following, after)
-
-    logits = ops.linear(normed, head, config.vocab, config.hidden, bias=False, bits=8)  # (B, 1, V)
-    _declare(logits, "logits", ("batch", 1, config.vocab))
-    for i, value in enumerate(present):
-        part = "key" if i % 2 == 0 else "value"
-        _declare(value, f"present.{i // 2}.{part}", ("batch", config.kv_heads, "present", config.head_dim))
-    inputs = [embeds, mask, positions, *(value for pair in cache for value in pair)]
-    graph = ir.Graph(
-        inputs,
-        [logits, *present],
-        nodes=ops.tape.nodes,
-        initializers=ops.tape.initializers,
-        opset_imports=OPSETS,
-        name="decoder",
-    )
-    return ir.Model(graph, ir_version=_IR_VERSION, producer_name="svdprune")
+    return ops.linear(normed, head, config.vocab, config.hidden, bias=False, bits=8), present
 
 
 def _attention(
     config: DecoderConfig,
-    ops: Operators,
+    ops: DecoderOperators,
     index: int,
     x: ir.Value,
     positions: ir.Value,
     past: tuple[ir.Value, ir.Value],
-    lengths: tuple[ir.Value, ir.Value],
+    where: tuple[ir.Value, ir.Value],
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     name, short = f"{ROOT}.layers.{index}.self_attn", f"layers.{index}"
     wide, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
     query = ops.linear(x, f"{name}.q_proj", wide, config.hidden, config.qkv_bias)  # (B, N, heads * head_dim)
     key = ops.linear(x, f"{name}.k_proj", narrow, config.hidden, config.qkv_bias)  # (B, N, kv_heads * head_dim)
     value = ops.linear(x, f"{name}.v_proj", narrow, config.hidden, config.qkv_bias)
+    query = ops.split_heads(query, config.heads, f"{short}/query_heads")
+    key = ops.split_heads(key, config.kv_heads, f"{short}/key_heads")
+    value = ops.split_heads(value, config.kv_heads, f"{short}/value_heads")
     if config.qk_norm:
         query = ops.heads_norm(query, f"{name}.q_norm.weight", config.heads, f"{short}/q_norm")
         key = ops.heads_norm(key, f"{name}.k_norm.weight", config.kv_heads, f"{short}/k_norm")
     query = ops.rotate(query, positions, f"{short}/query")
     key = ops.rotate(key, positions, f"{short}/key")
     present = (f"present.{index}.key", f"present.{index}.value")
-    return ops.attend(query, key, value, past, lengths, present, f"{short}/attention")
+    return ops.attend(query, key, value, past, where, present, f"{short}/attention")
 
 
-def _mlp(config: DecoderConfig, ops: Operators, index: int, x: ir.Value) -> ir.Value:
+def _mlp(config: DecoderConfig, ops: DecoderOperators, index: int, x: ir.Value) -> ir.Value:
     name, short = f"{ROOT}.layers.{index}.mlp", f"layers.{index}"
     gate = ops.linear(x, f"{name}.gate_proj", config.intermediate, config.hidden, config.mlp_bias)
     up = ops.linear(x, f"{name}.up_proj", config.intermediate, config.hidden, config.mlp_bias)
@@ -100,13 +125,11 @@ def _mlp(config: DecoderConfig, ops: Operators, index: int, x: ir.Value) -> ir.V
     return ops.linear(inner, f"{name}.down_proj", config.hidden, config.intermediate, config.mlp_bias)
 
 
-def _cache(config: DecoderConfig, name: str, length: str) -> ir.Value:
-    return _value(name, ir.DataType.FLOAT, ("batch", config.kv_heads, length, config.head_dim))
-
-
-def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+def graph_input(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    """An input of the graph."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def _declare(value: ir.Value, name: str, shape: tuple[int | str, ...]) -> None:
-    value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+def graph_output(result: ir.Value, name: str | None, dtype: ir.DataType, shape: tuple[int | str, ...]) -> None:
+    """Make a value fit to be an output of the graph."""
+    result.name, result.dtype, result.shape = name, dtype, ir.Shape(shape)

@@ -1,0 +1,131 @@
+"""What the spellings of the decoder graph share: a tape of nodes, constants, and weights read one at a time.
+
+`graph.py` says what a decoder is, in calls of `DecoderOperators`; a subclass says how each call is spelled for one
+runtime. `operators.py` is ONNX Runtime's, `static_operators.py` that of a TensorRT engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.decoder.config import DecoderConfig
+from svdprune.exporter.decoder.weights import WeightFile
+from svdprune.runtime.errors import UserError
+
+
+class DecoderOperators(ABC):
+    """Appends nodes to `tape` and weights to `store`. Each weight is read from the checkpoint when its node is made."""
+
+    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, store: WeightFile) -> None:
+        self.tape = ir.tape.Tape()
+        self.used: set[str] = set()  # canonical names of the tensors read
+        self._config = config
+        self._checkpoint = checkpoint
+        self._store = store
+        self._constants: dict[str, ir.Value] = {}
+
+    # ---- what a decoder is made of: one spelling a subclass ------------------------------------------------------
+    @abstractmethod
+    def rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
+        """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, ready for `linear`."""
+
+    @abstractmethod
+    def add_norm(self, x: ir.Value, residual: ir.Value, weight: str, name: str) -> tuple[ir.Value, ir.Value]:
+        """rms_norm(x + residual) and the sum itself."""
+
+    @abstractmethod
+    def linear(
+        self, x: ir.Value, name: str, outputs: int, inputs: int, bias: bool, bits: int | None = None
+    ) -> ir.Value:
+        """x W^T (+ b) with the checkpoint's `name`.weight, shape (outputs, inputs), in the precision of the export.
+
+        bits: with quantised weights, how many instead of four.
+        """
+
+    @abstractmethod
+    def split_heads(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """(B, N, heads * head_dim) in the layout that the following three take, which is the subclass's matter."""
+
+    @abstractmethod
+    def heads_norm(self, x: ir.Value, weight: str, heads: int, name: str) -> ir.Value:
+        """rms_norm of each head of x by itself."""
+
+    @abstractmethod
+    def rotate(self, x: ir.Value, positions: ir.Value, name: str) -> ir.Value:
+        """Rotary embedding of x at explicit `positions` (B, N), which may have gaps."""
+
+    @abstractmethod
+    def attend(
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        where: tuple[ir.Value, ir.Value],
+        present: tuple[str, str],
+        name: str,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Causal attention over the cache and the new rows: (B, N, heads * head_dim), present key, present value.
+
+        where: what tells the new rows' place in the cache, the subclass's matter. Causal in the order of the rows,
+            whatever their positions.
+        """
+
+    # ---- nodes and weights -----------------------------------------------------------------------------------------
+    def op(
+        self, kind: str, inputs: Sequence[ir.Value | None], name: str, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """One node with one output, both named after `name`."""
+        return self.ops(kind, inputs, [name], domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """One node with named outputs; an empty name is an output that is not wanted."""
+        values = [ir.Value(name=name) for name in outputs]
+        options: Mapping[str, Any] | None = attributes or None
+        self.tape.op_multi_out(kind, inputs, options, outputs=values, domain=domain, name=f"{outputs[0]}/{kind}")
+        return values
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """A small constant, made once per name."""
+        if name not in self._constants:
+            self._constants[name] = self.tape.initializer(ir.tensor(array, name=name))
+        return self._constants[name]
+
+    def table(self, name: str, tensor: torch.Tensor) -> ir.Value:
+        """A table in the data file, of the tensor's type, made once per name."""
+        if name not in self._constants:
+            self._constants[name] = self.stored(name, tensor.numpy())
+        return self._constants[name]
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Read a tensor of the checkpoint as it is stored, refusing one of another shape or of whole numbers."""
+        info = self._checkpoint.info(name)
+        if info.dtype not in ("F32", "F16", "BF16", "F64"):
+            raise UserError(
+                f"{name} is stored as {info.dtype}: the decoder export reads float weights, give the checkpoint from "
+                "before its quantisation"
+            )
+        if info.shape != shape:
+            raise UserError(
+                f"{name} has shape {info.shape} where config.json makes it {shape}: they do not belong together"
+            )
+        self.used.add(name)
+        return self._checkpoint.tensor(name)
+
+    def stored(self, name: str, array: np.ndarray) -> ir.Value:
+        """An initialiser in the data file."""
+        return self.tape.initializer(self._store.add(name, array))
+
+    def last_row(self, x: ir.Value, name: str) -> ir.Value:
+        """(B, N, C) -> (B, 1, C)."""
+        index = self.constant("last_axis", np.array([-1], np.int64))
+        return self.op("Gather", [x, index], name, axis=1)
