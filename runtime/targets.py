@@ -1,7 +1,9 @@
 """What each deployment target is: one row of data a target, and the questions asked of the rows.
 
 The figures are the vendor's dense peaks (no sparsity), rounded to whole TFLOPS and TOPS; a figure that is not known is
-None, never a guess. TensorRT's rules hang on the release, not on the board, so a target lists the releases it can run.
+None, never a guess. Tensor-core figures of GeForce cards are those with float32 accumulation, which TensorRT uses for
+fp16 and fp8. What TensorRT's parser takes hangs on the release, not on the board, so a target lists the releases it
+can run, and ``runtime.traps`` the rules of each. ``docs/targets.md`` shows all of it, with sources.
 """
 
 from __future__ import annotations
@@ -12,26 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.traps import Version, parse_version, traps_of
 
 AUTO = "auto"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "fp8", "fp4")  # int4: weights only
-
-_EVERY_TENSORRT = (
-    "QR, SVD, Inverse, Cholesky and Det are refused: the factorisation must be written in matrix products.",
-    "Compress, Unique and Scatter with reduction=add are refused: select by TopK and Gather.",
-    "TopK needs a constant K of at most 3840.",
-    "Resize with antialias is refused: resize the picture before the graph.",
-    "DynamicQuantizeLinear, MatMulInteger and QLinear* are refused: quantise with symmetric int8 Q/DQ pairs.",
-    "Double becomes float without a word: export float32.",
-)
-_TENSORRT_10_3 = (
-    "ScatterND follows its meaning before opset 18 (until 10.9): export at opset 17 where a graph uses it.",
-    "Einsum takes no ellipsis and no diagonal (until 10.12): write MatMul and Transpose.",
-    "Pow of integers is refused (until 10.12): cast to float first.",
-    "TopK needs sorted=1.",
-    "Axes of a Reduce must be an initialiser.",
-    "There is no Attention (from 10.14), RotaryEmbedding or RMSNormalization (from 10.15) layer.",
-)
+TENSORRT_RTX_SMS = (75, 80, 86, 89, 120, 121)  # what TensorRT-RTX 1.7 builds for
 
 
 @dataclass(frozen=True)
@@ -40,17 +27,21 @@ class Release:
 
     Attributes:
         name: "JetPack 6.2", "TensorRT 11.4".
-        tensorrt, cuda, python: version strings; None where the release does not fix one or it is not known.
-        opset: highest ONNX opset that is safe to hand to its parser; None where not known.
-        traps: operators of this release that need care, a sentence each.
+        tensorrt: TensorRT's version ("10.3").
+        cuda, python: versions; None where the release does not fix one or it is not known.
+        opset: highest ONNX opset that is safe to hand to its parser.
     """
 
     name: str
-    tensorrt: str | None
+    tensorrt: str
     cuda: str | None
     python: str | None
-    opset: int | None
-    traps: tuple[str, ...]
+    opset: int
+
+    @property
+    def traps(self) -> tuple[str, ...]:
+        """What its parser does not take, a sentence each."""
+        return tuple(f"{trap.sentence[:-1]}: {trap.remedy}." for trap in traps_of(self.tensorrt))
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ class Target:
         precisions: of ``PRECISIONS``, those a bundle for this target may use.
         releases: software the target runs, oldest first; empty where there is no TensorRT.
         note: what else to know, or "".
+        source: where the figures come from.
     """
 
     name: str
@@ -82,11 +74,17 @@ class Target:
     precisions: tuple[str, ...]
     releases: tuple[Release, ...]
     note: str = ""
+    source: str = ""
+
+    @property
+    def tensorrt_rtx(self) -> bool:
+        """Whether TensorRT-RTX builds engines for it, which needs no GPU."""
+        return self.sm in TENSORRT_RTX_SMS
 
     @property
     def opset_ceiling(self) -> int | None:
         """The opset that every release of the target takes; None where TensorRT sets no limit."""
-        return min((release.opset for release in self.releases if release.opset is not None), default=None)
+        return min((release.opset for release in self.releases), default=None)
 
     @property
     def traps(self) -> tuple[str, ...]:
@@ -94,17 +92,20 @@ class Target:
         return tuple(dict.fromkeys(trap for release in self.releases for trap in release.traps))
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain JSON values, with ``opset_ceiling``."""
-        return {**dataclasses.asdict(self), "opset_ceiling": self.opset_ceiling}
+        """The row as plain JSON values, with ``opset_ceiling``, ``tensorrt_rtx`` and each release's ``traps``."""
+        releases = [{**dataclasses.asdict(release), "traps": list(release.traps)} for release in self.releases]
+        more = {"releases": releases, "opset_ceiling": self.opset_ceiling, "tensorrt_rtx": self.tensorrt_rtx}
+        return {**dataclasses.asdict(self), **more}
 
 
-JETPACK_6_2 = Release("JetPack 6.2", "10.3", "12.6", "3.10", 20, (*_TENSORRT_10_3, *_EVERY_TENSORRT))
+JETPACK_6_2 = Release("JetPack 6.2", "10.3", "12.6", "3.10", 20)
 # No published ceiling of 10.13 is at hand; a later minor version takes at least what 10.3 takes.
-JETPACK_7_1 = Release("JetPack 7.1", "10.13", None, "3.12", 20, _EVERY_TENSORRT)
-JETPACK_7_2 = Release("JetPack 7.2", "10.16", "13.2", "3.12", 24, _EVERY_TENSORRT)
-JETPACK_7_2_2 = Release("JetPack 7.2.2", "11.4", None, "3.12", 25, _EVERY_TENSORRT)
-TENSORRT_10_16 = Release("TensorRT 10.16", "10.16", None, None, 24, _EVERY_TENSORRT)
-TENSORRT_11_4 = Release("TensorRT 11.4", "11.4", None, None, 25, _EVERY_TENSORRT)
+JETPACK_7_1 = Release("JetPack 7.1", "10.13", "13.0", "3.12", 20)
+JETPACK_7_2 = Release("JetPack 7.2", "10.16", "13.2", "3.12", 24)
+JETPACK_7_2_2 = Release("JetPack 7.2.2", "11.4", None, "3.12", 25)
+TENSORRT_10_16 = Release("TensorRT 10.16", "10.16", None, None, 24)
+TENSORRT_11_4 = Release("TensorRT 11.4", "11.4", None, None, 25)
+RELEASES = (JETPACK_6_2, JETPACK_7_1, JETPACK_7_2, JETPACK_7_2_2, TENSORRT_10_16, TENSORRT_11_4)
 
 _AMPERE = ("fp32", "fp16", "bf16", "int8", "int4")
 _ADA = (*_AMPERE, "fp8")
@@ -115,26 +116,29 @@ _DESKTOP = (TENSORRT_10_16, TENSORRT_11_4)
 # fmt: off
 _ROWS = (
     #      name, device                              sm    GB    shared GB/s  fp16  int8  fp8   fp4
-    Target("cpu", "any CPU, by ONNX Runtime",        None, None, None,  None, None, None, None, None,
-           ("fp32", "fp16", "int8", "int4"), (), "fp16 saves space, not time: ONNX Runtime computes it in fp32."),
+    Target("cpu", "any CPU",                         None, None, None,  None, None, None, None, None,
+           ("fp32", "fp16", "int8", "int4"), (),
+           "Runs by ONNX Runtime; fp16 saves space, not time: it is computed in fp32."),
     Target("jetson-orin-nano", "Jetson Orin Nano 8GB", 87,    8, True,   102,   17,   33, None, None,
-           _AMPERE, _ORIN, "Figures of the Super power mode."),
+           _AMPERE, _ORIN, "Figures of the Super power mode.", "Jetson Orin Nano series data sheet"),
     Target("jetson-orin-nx", "Jetson Orin NX 16GB",    87,   16, True,   102,   15,   30, None, None,
-           _AMPERE, _ORIN),
+           _AMPERE, _ORIN, "The GPU alone, without the DLAs.", "Jetson Orin NX series data sheet"),
     Target("jetson-orin", "Jetson AGX Orin 64GB",      87,   64, True,   205,   42,   85, None, None,
-           _AMPERE, (*_ORIN, JETPACK_7_2_2), "The 32GB module: 27 TFLOPS fp16, 54 TOPS int8."),
-    Target("jetson-thor", "Jetson T5000",             110,  128, True,   273,  258,  517, None, None,
-           _BLACKWELL, (JETPACK_7_1, JETPACK_7_2, JETPACK_7_2_2)),
+           _AMPERE, (*_ORIN, JETPACK_7_2_2),
+           "The GPU alone, without the DLAs. The 32GB module: 27 TFLOPS fp16, 54 TOPS int8.",
+           "Jetson AGX Orin series data sheet"),
+    Target("jetson-thor", "Jetson T5000",             110,  128, True,   273,  258,  517,  517, 1035,
+           _BLACKWELL, (JETPACK_7_1, JETPACK_7_2, JETPACK_7_2_2), "", "Jetson Thor series modules data sheet"),
     Target("rtx-30", "GeForce RTX 3090",               86,   24, False,  936,   71,  284, None, None,
-           _AMPERE, _DESKTOP),
-    Target("rtx-40", "GeForce RTX 4090",               89,   24, False, 1008,  165,  660, None, None,
-           _ADA, _DESKTOP),
-    Target("rtx-50", "GeForce RTX 5090",              120,   32, False, 1792,  209,  838, None, None,
-           _BLACKWELL, _DESKTOP),
+           _AMPERE, _DESKTOP, "", "NVIDIA Ampere GA102 whitepaper"),
+    Target("rtx-40", "GeForce RTX 4090",               89,   24, False, 1008,  165,  660,  330, None,
+           _ADA, _DESKTOP, "", "NVIDIA Ada architecture whitepaper"),
+    Target("rtx-50", "GeForce RTX 5090",              120,   32, False, 1792,  209,  838,  419, 1676,
+           _BLACKWELL, _DESKTOP, "", "NVIDIA RTX Blackwell architecture whitepaper"),
     Target("a100", "A100 80GB",                        80,   80, False, 2039,  312,  624, None, None,
-           _AMPERE, _DESKTOP),
-    Target("h100", "H100 SXM",                         90,   80, False, 3350,  989, 1979, None, None,
-           _ADA, _DESKTOP),
+           _AMPERE, _DESKTOP, "", "A100 data sheet"),
+    Target("h100", "H100 SXM",                         90,   80, False, 3350,  989, 1979, 1979, None,
+           _ADA, _DESKTOP, "", "H100 data sheet"),
 )
 # fmt: on
 TARGETS: dict[str, Target] = {row.name: row for row in _ROWS}
@@ -164,6 +168,11 @@ def find_target(name: str) -> Target:
     near = difflib.get_close_matches(name.lower(), target_names(), n=3, cutoff=0.5)
     meant = f" did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"unknown target '{name}':{meant} the targets are {', '.join(target_names())}")
+
+
+def opset_limit(version: Version) -> int:
+    """Highest opset that is safe for a TensorRT release, also for one between those of the table."""
+    return max(release.opset for release in RELEASES if parse_version(release.tensorrt) <= version)
 
 
 def check_precision(target: Target, precision: str) -> None:
