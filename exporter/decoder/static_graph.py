@@ -1,6 +1,6 @@
 """The decoder that engines are built from: a cache of fixed length, written in place.
 
-inputs   inputs_embeds float16 (1, N, H); position_ids int64 (1, N), each below the context, gaps allowed;
+inputs   inputs_embeds float32 (1, N, H); position_ids int64 (1, N), each below the context, gaps allowed;
          write_index int64 (1,): rows already in the cache, write_index + N <= C;
          past.{i}.key and .value float16 (1, kv_heads, C, head_dim), C rows whatever they hold
 outputs  logits float32 (1, 1, V) of row N - 1; present.{i}.key and .value, past with the rows from write_index to
@@ -26,13 +26,12 @@ def build_static_graph(config: DecoderConfig, ops: StaticOperators, head: str, c
     """Author the model. head: canonical name (without ".weight") of the output projection; cache: C."""
     kind = {"fp16": ir.DataType.FLOAT16, "fp32": ir.DataType.FLOAT}[precision]
     shape = (1, config.kv_heads, cache, config.head_dim)
-    embeds = graph_input("inputs_embeds", kind, (1, "new", config.hidden))
+    embeds = graph_input("inputs_embeds", ir.DataType.FLOAT, (1, "new", config.hidden))  # as vision features come
     positions = graph_input("position_ids", ir.DataType.INT64, (1, "new"))
     write_index = graph_input("write_index", ir.DataType.INT64, (1,))
     past = [graph_input(f"past.{i}.{part}", kind, shape) for i in range(config.layers) for part in ("key", "value")]
     where = (write_index, ops.cache_mask(embeds, write_index, cache))
-    x = ops.widen(embeds, "embeds")
-    product, present = build_layers(config, ops, x, positions, past, where, head)
+    product, present = build_layers(config, ops, embeds, positions, past, where, head)
     logits = ops.widen(product, "logits")
     graph_output(logits, "logits", ir.DataType.FLOAT, (1, 1, config.vocab))
     for after in present:

@@ -41,7 +41,7 @@ class StaticSession:
         """Rows (n, H) at positions (n,) -> logits (V,) of the last."""
         binding = self.session.io_binding()
         binding.bind_ortvalue_input(
-            "inputs_embeds", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeds[None], self.dtype))
+            "inputs_embeds", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeds[None], np.float32))
         )
         binding.bind_cpu_input("position_ids", positions[None])
         binding.bind_cpu_input("write_index", np.array([self.length]))

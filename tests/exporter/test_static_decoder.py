@@ -147,7 +147,7 @@ def test_the_contract_of_the_graph(tmp_path: Path) -> None:
     half, full, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     cache = (half, [1, heads, 48, size])
     assert _signature(model.graph.input) == {
-        "inputs_embeds": (half, [1, "new", SIZES["hidden_size"]]),
+        "inputs_embeds": (full, [1, "new", SIZES["hidden_size"]]),
         "position_ids": (whole, [1, "new"]),
         "write_index": (whole, [1]),
         **{f"past.{name}": cache for name in names},
