@@ -8,7 +8,15 @@ import pytest
 
 from svdprune.runtime import machine
 from svdprune.runtime.errors import SvdpruneError, UserError
-from svdprune.runtime.machine import detect_target, resolve_target
+from svdprune.runtime.machine import (
+    Gpu,
+    HostMemory,
+    detect_target,
+    host_memory,
+    local_gpu,
+    power_mode,
+    resolve_target,
+)
 
 
 @pytest.fixture
@@ -105,3 +113,40 @@ def test_a_driver_that_fails_is_an_error_not_a_cpu(bare):
 def test_a_named_target_asks_no_driver(bare):
     bare["smi"] = lambda: pytest.fail("nvidia-smi was called")
     assert resolve_target("jetson-orin").target.name == "jetson-orin"
+
+
+def test_the_gpu_here(bare, tmp_path, monkeypatch):
+    assert local_gpu() is None
+    answers = {"name,compute_cap": "NVIDIA GeForce RTX 4090, 8.9\n", "memory.total,memory.free": "24564, 20000\n"}
+
+    def smi(command, **_):
+        return subprocess.CompletedProcess((), 0, stdout=answers[command[1].partition("=")[2]], stderr="")
+
+    monkeypatch.setattr(machine.subprocess, "run", smi)
+    assert local_gpu() == Gpu("NVIDIA GeForce RTX 4090", 89, False, 24564 << 20, 20000 << 20)
+    answers["memory.total,memory.free"] = "[N/A], [N/A]\n"
+    assert local_gpu().total is None
+    bare["tree"].write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemFree: 1 kB\nMemAvailable: 32 kB\nSwapFree: 8 kB\nHuge: 0\n")
+    assert local_gpu() == Gpu("NVIDIA Jetson AGX Orin Developer Kit", 87, True, 64 << 10, 32 << 10)
+    assert host_memory() == HostMemory(64 << 10, 32 << 10, 8 << 10)
+    (tmp_path / "meminfo").unlink()
+    assert host_memory() is None and local_gpu().free is None
+
+
+def test_the_power_mode(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "POWER_STATUS", tmp_path / "status")
+
+    def run(command, **_):
+        assert command == ("nvpmodel", "-q")
+        return subprocess.CompletedProcess((), 0, stdout="NVPM WARN: fan\nNV Power Mode: MAXN_SUPER\n2\n", stderr="")
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    assert power_mode() == "MAXN_SUPER"
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: _raise(FileNotFoundError("nvpmodel")))
+    assert power_mode() is None
+    (tmp_path / "status").write_text("nothing")
+    assert power_mode() is None
+    (tmp_path / "status").write_text("pmode:0002 fmode:quiet\n")
+    assert power_mode() == "number 2"
