@@ -20,7 +20,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 """
-DOORS = ("runtime/cli/export.py", "runtime/cli/estimate.py")  # commands that need the exporter, inside their function
+# commands that need the exporter or calib, inside their function
+DOORS = ("runtime/cli/export.py", "runtime/cli/estimate.py", "runtime/cli/evaluate.py")
 EXPORT_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
 
 

@@ -11,7 +11,8 @@ import click
 
 from svdprune.runtime.errors import SvdpruneError
 
-COMMANDS = ("export", "build", "run", "verify", "profile", "estimate", "inspect", "targets")  # each a module beside this one, with a `command`
+# each a module beside this one, with a `command`
+COMMANDS = ("export", "build", "run", "verify", "profile", "estimate", "evaluate", "inspect", "targets")
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 
