@@ -1,10 +1,10 @@
 """``manifest.json``: what a bundle holds, as dataclasses with a checked JSON round trip.
 
 Reading is strict: a field that is missing, of the wrong type or unknown is refused by its name, and so is a schema
-that this version does not know. Additions to the format raise ``SCHEMA``; older bundles stay readable, as every addition
-has a default.
+that this version does not know. Additions to the format raise ``SCHEMA``; older bundles stay readable, as every
+addition has a default.
 
-Schema 2 added ``decoder.engine`` and ``decoder.engine_refused``.
+Schema 2 added ``decoder.engine``, ``decoder.engine_refused`` and ``vision.quantisation``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,49 @@ class SelectorInfo:
 
 
 @dataclass(frozen=True)
+class BlockSensitivity:
+    """What quantising one block alone changed: see ``QuantisationInfo`` for the measures."""
+
+    block: str
+    cosine: float
+    overlap: float
+    scores: float
+
+
+@dataclass(frozen=True)
+class QuantisationInfo:
+    """How a vision graph was quantised, and what that changed against the same graph in ``float_type``.
+
+    ``ranges`` is the rule by which activations' ranges were set from ``calibrated_on`` pictures of ``source``.
+    ``float_blocks``, of ``blocks``, were left in ``float_type``; ``sensitivity`` is what each block did alone, worst
+    first, on ``swept_on`` other pictures, empty where it was not asked for. ``target_met`` tells whether those pictures
+    came within the wanted overlap and cosine; null where the blocks were not chosen by them.
+
+    The rest is of the whole graph, on ``pictures`` more: ``cosine`` of the encoder's tokens, ``overlap`` of the kept
+    sets (and of the worst picture's), the share of ``scores`` that moved to other tokens, the share of ``questions``
+    whose first answer token is the same (``agreement``), and the graph's size over that of the float one.
+    """
+
+    float_type: str
+    ranges: str
+    source: str
+    calibrated_on: int
+    swept_on: int
+    pictures: int
+    questions: int
+    blocks: int
+    float_blocks: list[str]
+    target_met: bool | None
+    cosine: float
+    overlap: float
+    worst_overlap: float
+    scores: float
+    agreement: float
+    size_ratio: float
+    sensitivity: list[BlockSensitivity] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class VisionInfo:
     """The vision graph: pixels [B, height, width, 3] -> ``keep`` of ``tokens`` features of ``hidden`` channels.
 
@@ -66,6 +109,7 @@ class VisionInfo:
     precision: str
     opset: int
     selector: SelectorInfo
+    quantisation: QuantisationInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +140,9 @@ class DecoderInfo:
     """The decoder graph. ``context`` is the most positions it was made for; ``eos`` the ids that end an answer.
 
     ``kv_cache`` is ``shared`` where past and present may be one buffer of fixed length (GroupQueryAttention),
-    ``growing`` where each step returns a longer cache. ``engine`` is the graph that engines are built from, where the
-    target's TensorRT has the operators; otherwise ``engine_refused`` says why the vision engine is chained to ONNX
-    Runtime's decoder.
+    ``growing`` where each step returns a longer cache. ``engine`` is the graph that engines are built from, where a
+    release of the target's TensorRT has the operators. ``engine_refused`` says why there is none, or which releases
+    cannot use it: there the vision engine is chained to ONNX Runtime's decoder.
     """
 
     file: str

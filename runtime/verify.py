@@ -93,7 +93,8 @@ def verify(
     exact = golden.reference == "float32"
     manifest = vlm.manifest
     # A reference that was itself run in half precision cannot show float32 agreement.
-    vision_limits = limits_for(VISION_LIMITS, manifest.vision.precision if exact else "fp16")
+    precision = manifest.vision.precision
+    vision_limits = limits_for(VISION_LIMITS, "fp16" if precision == "fp32" and not exact else precision)
     decoder_limits = limits_for(DECODER_LIMITS, decoder_precision(manifest, decoder) if exact else "int4")
     report = VerifyReport(str(bundle), vision, decoder, golden.reference)
     began = time.perf_counter()
@@ -102,7 +103,7 @@ def verify(
     report.stages.append(kept_stage(sight.kept_indices, golden, vision_limits, seconds))
     report.stages.append(features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
     report.stages.append(logits_stage(vlm, sight, golden, decoder_limits))
-    whole = decoder_limits.answer and exact and manifest.vision.precision == "fp32"
+    whole = decoder_limits.answer and exact and precision == "fp32"
     report.stages.append(_answer_stage(vlm, golden, whole))
     return report
 
