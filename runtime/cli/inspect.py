@@ -11,6 +11,8 @@ import click
 
 from svdprune.runtime.cli.app import Command
 from svdprune.runtime.cli.show import human_bytes, print_json, print_table
+from svdprune.runtime.engines.installation import TITLES
+from svdprune.runtime.errors import UserError
 
 _GRAFTS = ("scorer", "projector")  # what the exporter joins to the traced encoder names its nodes "<part>/..."
 
@@ -19,19 +21,60 @@ _GRAFTS = ("scorer", "projector")  # what the exporter joins to the traced encod
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(bundle: Path, as_json: bool) -> None:
-    """Say what BUNDLE holds: the model, the selection, precisions, files and sizes. Every file's hash is checked."""
+    """Say what BUNDLE holds: the model, the selection, precisions, files, sizes and the engines that were built.
+
+    Every file's hash is checked.
+    """
     from svdprune.runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
     nodes = _nodes_by_part(opened.file(manifest.vision.file))
     if as_json:
-        print_json({"bundle": str(bundle), **dataclasses.asdict(manifest), "vision_nodes": nodes})
+        facts = dataclasses.asdict(manifest)
+        print_json({"bundle": str(bundle), **facts, "vision_nodes": nodes, "engines": _engines(opened)})
         return
     print_table(("", str(bundle)), _facts(manifest, nodes))
     sizes = [(name, human_bytes(info.size), info.sha256[:12]) for name, info in sorted(manifest.files.items())]
     total = human_bytes(sum(info.size for info in manifest.files.values()))
     print_table(("file", "size", "sha256"), [*sizes, ("all", total, "")])
+    engines = _engines(opened)
+    if engines:
+        columns = ("engine", "built by", "for", "size", "build", "layers", "state", "self-test", "folder")
+        print_table(columns, [_engine_row(engine) for engine in engines])
+
+
+def _engines(bundle: Any) -> list[dict[str, Any]]:
+    """What each engine's ``build.json`` says, its folder, and whether it is whole and of this bundle's graph."""
+    from svdprune.runtime.engines.key import graph_digest
+    from svdprune.runtime.engines.store import list_engines
+
+    found = []
+    for engine in list_engines(bundle):
+        state = "ok"
+        try:
+            if engine.key.graph != graph_digest(bundle, engine.part):
+                state = "stale: of another graph"
+            engine.check()
+        except UserError as error:
+            state = str(error)
+        found.append({"folder": engine.path.parent.name, "state": state, **engine.info})
+    return found
+
+
+def _engine_row(engine: dict[str, Any]) -> tuple[str, ...]:
+    key = engine["key"]
+    return (
+        engine["part"],
+        f"{TITLES[key['runtime']]} {key['version']}",
+        f"{engine['target']}, sm {key['sm']}",
+        human_bytes(engine["bytes"]),
+        f"{engine['seconds']:.1f} s",
+        "-" if engine["layers"] is None else str(engine["layers"]),
+        engine["state"],
+        engine["selftest"],
+        engine["folder"],
+    )
 
 
 def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]:
@@ -61,9 +104,18 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
             f"{decoder.precision}, {decoder.layers} layers, {decoder.hidden} wide, vocabulary {decoder.vocab:,}, "
             f"context {decoder.context:,}",
         ),
+        ("decoder for engines", _decoder_for_engines(decoder)),
         ("generation", ", ".join(f"{name} {value}" for name, value in defaults.items())),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.written_by.items())),
     ]
+
+
+def _decoder_for_engines(decoder: Any) -> str:
+    """The graph that engines are built from, and what cannot build them."""
+    graph, parts = decoder.engine, [decoder.engine_refused]
+    if graph:
+        parts.insert(0, f"{graph.precision}, opset {graph.opset}, KV cache of {graph.cache:,} rows")
+    return "; ".join(filter(None, parts)) or "none"
 
 
 def _in_brackets(fields: dict[str, Any]) -> str:

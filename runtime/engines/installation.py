@@ -50,6 +50,12 @@ class Installation:
         """Whether a timing cache saves time: TensorRT-RTX times nothing, its kernels are made where they run."""
         return self.needs_gpu
 
+    @property
+    def takes_decoder(self) -> bool:
+        """Whether it has the layers of the decoder's graph: attention, and a KV cache updated in place."""
+        definition = self.module.INetworkDefinition
+        return hasattr(definition, "add_attention") and hasattr(definition, "add_kv_cache_update")
+
     def logger(self, sink: Sink) -> Any:
         """An ``ILogger`` that hands severity's name and message to ``sink``, which must not raise."""
         trt: Any = self.module

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from svdprune.runtime.engines.faults import explain
+from svdprune.runtime.errors import UserError
 
-_LAYER = re.compile(r"^Name: .*LayerType:")  # how the builder lists the layers of a finished engine
+_LAYER = re.compile(r"^Name: .*LayerType:", re.MULTILINE)  # how the builder lists the layers of a finished engine
 _BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -40,8 +42,8 @@ class BuildLog:
         if kept is not None:
             if message not in kept:
                 kept.append(message)
-        elif _LAYER.match(message):
-            self.layers += 1
+        elif _LAYER.search(message):  # all of an engine's come in one message
+            self.layers = len(_LAYER.findall(message))
         elif size := _BYTES.match(message):
             self.sizes[size[1]] = int(size[2])
 
@@ -101,3 +103,21 @@ class Progress:
 def first_line(text: str) -> str:
     """The first line that says something."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def start_log(file: Path) -> None:
+    """Make an empty log file, before a long build.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        file.write_text("", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the log {file} cannot be written ({error.strerror}): choose another place") from error
+
+
+def append_log(file: Path, lines: list[str]) -> None:
+    """Add lines to a log file."""
+    with file.open("a", encoding="utf-8", errors="replace") as stream:
+        stream.writelines(f"{line}\n" for line in lines)

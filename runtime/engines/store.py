@@ -135,7 +135,8 @@ def prepare_store(bundle: Bundle, need: int) -> Path:
     try:
         folder.mkdir(exist_ok=True)
         for left in folder.glob(".*.partial-*"):  # of a build that was killed outright
-            if not _alive(int(left.name.rpartition("-")[2])):
+            process = left.name.rpartition("-")[2]
+            if process.isdigit() and not _alive(int(process)):
                 shutil.rmtree(left, ignore_errors=True)
         trial = folder / f".trial-{os.getpid()}"
         trial.write_bytes(b"")
@@ -143,12 +144,12 @@ def prepare_store(bundle: Bundle, need: int) -> Path:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): copy the bundle to a place that can, engines are kept inside it"
+            f"{folder} cannot be written ({error.strerror}), and engines are kept inside the bundle: copy it to "
+            "another place"
         ) from error
     if free < need:
-        raise UserError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free and the engine needs about {need / 1e9:.1f} GB: make room"
-        )
+        room = f"{free / 1e9:.2f} GB free and the engine needs about {need / 1e9:.2f} GB"
+        raise UserError(f"the disk of {folder} has {room}: make room")
     return folder
 
 
@@ -164,7 +165,7 @@ def put_engine(bundle: Bundle, part: str, key: EngineKey, data: Any, info: dict[
     """
     folder = bundle.path / ENGINES
     place, partial = folder / key.folder, folder / f".{key.folder}.partial-{os.getpid()}"
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     digest = hashlib.sha256()
     try:
         try:
@@ -184,7 +185,7 @@ def put_engine(bundle: Bundle, part: str, key: EngineKey, data: Any, info: dict[
             os.rename(partial, place)
         except OSError as error:
             size = f"{view.nbytes / 1e9:.2f} GB"
-            raise UserError(f"the engine ({size}) cannot be written to {place} ({error.strerror}): make room") from error
+            raise UserError(f"the engine, {size}, cannot be kept in {place} ({error.strerror}): make room") from error
     except BaseException:  # Ctrl-C too: a partial engine never stays
         shutil.rmtree(partial, ignore_errors=True)
         raise
