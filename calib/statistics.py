@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Z = 1.959964  # 95 % of a normal distribution lies within this many deviations
+FEWEST = 10  # groups to draw from; with fewer, drawing them again and again shows much less than their spread
 DRAWS = 2000  # bootstrap samples; the ends of a 95 % interval then vary by a few per cent of its width
 
 
@@ -25,10 +26,14 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[int], seed: int = 0
     Args:
         values: one a question. groups: the picture that each belongs to: questions about one picture stand or fall
             together, so it is pictures that are drawn.
+
+    With fewer than `FEWEST` groups it is the range of the groups' means.
     """
     sums, counts = _totals(values, groups)
     if len(sums) == 0:
         raise ValueError("no values to draw from")
+    if len(sums) < FEWEST:
+        return float((sums / counts).min()), float((sums / counts).max())
     drawn = np.random.default_rng(seed).integers(0, len(sums), (DRAWS, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -37,7 +42,7 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[int], seed: int = 0
 
 def share_interval(scores: Sequence[float], groups: Sequence[int], seed: int = 0) -> tuple[float, float]:
     """Wilson where every score is 0 or 1, otherwise (partial credit, means over seeds) the bootstrap."""
-    if all(score in (0.0, 1.0) for score in scores):
+    if len(set(groups)) < FEWEST or all(score in (0.0, 1.0) for score in scores):
         return wilson(sum(scores), len(scores))
     return bootstrap_mean(scores, groups, seed)
 

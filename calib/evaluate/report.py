@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting, mean_outcome
-from svdprune.calib.statistics import bootstrap_mean, f1, share_interval
+from svdprune.calib.statistics import FEWEST, bootstrap_mean, f1, share_interval
 
 UNPRUNED = "none"
 CHANCE = "random"
@@ -24,9 +24,9 @@ class Figure:
     low: float
     high: float
 
-    def text(self, digits: int = 3) -> str:
-        """As in `0.512 0.480-0.544`."""
-        return f"{self.value:.{digits}f} {self.low:.{digits}f}-{self.high:.{digits}f}"
+    def text(self, digits: int) -> str:
+        """As in `0.512 0.48-0.54`, with 2 digits for the ends."""
+        return f"{self.value:.3f} {self.low:.{digits}f}-{self.high:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Row:
         f1: of the answer yes, where questions are answered by yes or no.
         agreement: share of answers that are the unpruned model's; matched: mean share of its tokens before the first
             that differs; kl: mean divergence of the first token's distribution, nats.
-        above_random: accuracy (agreement without labels) less that of `random`, on the same questions; None for random
-            and where it was not run.
+        above_random: accuracy (agreement without labels) less that of `random`, on the same questions; None for random,
+            where it was not run, and for too few pictures to say.
         spread: lowest and highest of that figure over the seeds, where there were several.
         select_seconds: median time to choose the tokens of one picture.
     """
@@ -167,7 +167,7 @@ def _difference(found: Sequence[Outcome], other: Sequence[Outcome], name: str) -
     """Mean of the differences on the same questions, pictures drawn together."""
     pairs = [(getattr(a, name), getattr(b, name), a.picture) for a, b in zip(found, other, strict=True)]
     both = [(a - b, picture) for a, b, picture in pairs if a is not None and b is not None]
-    if not both:
+    if len({picture for _, picture in both}) < FEWEST:
         return None
     values, pictures = [value for value, _ in both], [picture for _, picture in both]
     return Figure(float(np.mean(values)), *bootstrap_mean(values, pictures))

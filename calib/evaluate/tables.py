@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
-from svdprune.calib.evaluate.report import Figure, Report
+from svdprune.calib.evaluate.report import Figure, Report, Row
 
 
-def table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for a terminal of 100 characters: intervals beside the figures, kinds left to the CSV."""
+def table(report: Report, digits: int = 2) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows, narrow enough for a terminal: kinds are left to the CSV. digits: of the intervals' ends."""
     rows = report.rows
     columns = ["selector", "K", "positions"]
     cells = [[row.selector, str(row.keep), row.positions] for row in rows]
@@ -20,22 +20,26 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
             for line, value in zip(cells, values, strict=True):
                 line.append(value)
 
-    add("accuracy, 95 %", [_text(row.accuracy) for row in rows])
+    add("accuracy, 95 %", [_text(row.accuracy, digits) for row in rows])
     add("F1", ["" if row.f1 is None else f"{row.f1:.3f}" for row in rows])
-    add("agreement, 95 %", [_text(row.agreement) for row in rows])
+    add("agreement, 95 %", [_text(row.agreement, digits) for row in rows])
     add("KL", ["" if row.kl is None else f"{row.kl.value:.3f}" for row in rows])
-    add("- random", ["" if row.above_random is None else _signed(row.above_random) for row in rows])
-    add("seeds", ["" if row.spread is None else f"{row.spread[0]:.3f}-{row.spread[1]:.3f}" for row in rows])
+    add("- random", [_beside_random(row) for row in rows])
     add("select", ["" if row.select_seconds is None else f"{1e3 * row.select_seconds:.1f} ms" for row in rows])
     return columns, cells
 
 
-def _text(figure: Figure | None) -> str:
-    return "" if figure is None else figure.text()
+def _text(figure: Figure | None, digits: int) -> str:
+    return "" if figure is None else figure.text(digits)
 
 
-def _signed(figure: Figure) -> str:
-    """The difference, starred where its interval leaves out 0."""
+def _beside_random(row: Row) -> str:
+    """The difference, starred where its interval leaves out 0; for random itself, its lowest and highest seed."""
+    if row.spread is not None:
+        return f"({row.spread[0]:.3f}-{row.spread[1]:.3f})"
+    figure = row.above_random
+    if figure is None:
+        return ""
     value = round(figure.value, 3) + 0.0  # no minus before a zero
     return f"{value:+.3f}{'*' if figure.low > 0 or figure.high < 0 else ''}"
 
@@ -43,7 +47,7 @@ def _signed(figure: Figure) -> str:
 def markdown(report: Report) -> str:
     """The table with a column for each kind of question, and a line of what it is."""
     kinds = list(dict.fromkeys(kind for row in report.rows for kind in row.kinds))
-    columns, cells = table(report)
+    columns, cells = table(report, digits=3)
     place = columns.index("positions") + 1
     columns[place:place] = kinds
     for line, row in zip(cells, report.rows, strict=True):

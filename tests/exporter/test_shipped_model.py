@@ -9,11 +9,15 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from svdprune.calib.sources import open_source
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.evaluate.contenders import parse_contenders
+from svdprune.exporter.evaluate.model import Model
+from svdprune.exporter.evaluate.run import evaluate_model
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.source import shipped_folder
 from svdprune.runtime import load
 from svdprune.runtime.verify import verify
-from tools.accuracy import Model, measure
 from tools.demo_picture import DEMO_SEED, draw
 
 # Far below what the model card reports (a check on a few pictures is coarse) and far above the best blind guess,
@@ -42,8 +46,10 @@ def test_it_loads_and_answers_with_transformers_alone() -> None:
 
 
 def test_it_looks_at_the_picture_pruned_or_not() -> None:
-    judged = measure(Model(shipped_folder()), 25, "floor", [32], ["leverage"], ["compact"])
-    shares = {key[0]: np.mean([right for kind in kinds.values() for right in kind]) for key, kinds in judged.items()}
+    model = Model(Checkpoint(shipped_folder()), "mini-llava")
+    source = open_source("scenes:floor", limit=25, seed=0)
+    report = evaluate_model(model, "mini-llava", source, parse_contenders(["leverage"]), [32], ["compact"])
+    shares = {row.selector: row.accuracy.value for row in report.rows if row.accuracy is not None}
     assert shares["none"] > UNPRUNED_FLOOR
     assert shares["leverage"] > PRUNED_FLOOR
 
