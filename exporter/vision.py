@@ -82,6 +82,8 @@ def build_vision(
     outputs = ["tokens", "cls_attention"] if selector.needs_cls_attention else ["tokens"]
     model = _traced(encoder, pixels, "pixels", outputs)
     del encoder
+    if raw:
+        _cast_first(model)
     report("adding the scorer")
     tokens, *attention = model.graph.outputs
     model.graph.outputs.clear()
@@ -106,6 +108,17 @@ def build_vision(
         )
     _declare(model, features, kept, scores, keep, spec)
     return model
+
+
+def _cast_first(model: ir.Model) -> None:
+    """Leave the bytes to the Cast alone: the tracer asks their Shape, which TensorRT's table does not grant uint8."""
+    pixels = model.graph.inputs[0]
+    cast = next(node for node, _ in pixels.uses() if node.op_type == "Cast")
+    model.graph.remove(cast)
+    model.graph.insert_before(model.graph[0], cast)
+    for node, position in tuple(pixels.uses()):
+        if node is not cast:
+            node.replace_input_with(position, cast.outputs[0])
 
 
 def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: int) -> tuple[ir.Value, ir.Value]:
