@@ -53,7 +53,7 @@ def _panel(panel: Any, report: Report, policy: str, styles: dict[str, Any], colo
         rows.sort(key=lambda row: row.keep)
         if name not in styles:
             thin = name.startswith(f"{LEVERAGE}:")
-            color, marker, width = _STYLE.get(name, (next(colors), "." if thin else "^", 1.1 if thin else 1.6))
+            color, marker, width = _STYLE.get(name) or (next(colors), "." if thin else "^", 1.1 if thin else 1.6)
             styles[name] = (color, marker, width, "--" if thin or name == EVEN else "-")
         color, marker, width, dash = styles[name]
         keeps = [row.keep for row in rows]
