@@ -1,9 +1,9 @@
 """A roofline model: how long a piece of work should take on a machine, from its FLOPs, its bytes and the peaks.
 
-Work is a list of groups of operations. A group takes as long as the slowest of three things: its arithmetic at the share
-of the peak that kernels reach, its bytes at the share of the bandwidth that they reach, and its kernels one after the
-other at what the shortest kernel takes. Groups follow one another, so a stage takes their sum. Nothing here is measured
-and nothing knows a model: sizes come from the caller.
+Work is a list of groups of operations. A group takes as long as the slowest of three things: its arithmetic at the
+share of the peak that kernels reach, its bytes at the share of the bandwidth that they reach, and its kernels one after
+the other at what the shortest kernel takes. Groups follow one another, so a stage takes their sum. Nothing here is
+measured and nothing knows a model: sizes come from the caller.
 
 FLOPs are those of matrix products and convolutions, two for each multiply-add, as torch's counter has them.
 """
@@ -44,7 +44,7 @@ DEFAULT = Efficiency()
 
 @dataclass(frozen=True)
 class _Cores:
-    """Dense FLOP a clock and multiprocessor: FP16 on tensor cores, the same by warp-level instructions, FP32 without."""
+    """Dense FLOP a clock and multiprocessor: FP16 on tensor cores, that by warp-level instructions, FP32 without."""
 
     tensor: int
     warp: int
@@ -117,9 +117,8 @@ def machine(target: Target, tflops: float | None = None, bandwidth: float | None
     gbs = bandwidth if bandwidth is not None else target.bandwidth_gbs
     if fp16 is None or gbs is None:
         missing = [name for name, value in (("--tflops", fp16), ("--bandwidth", gbs)) if value is None]
-        raise UserError(
-            f"there are no peaks for {target.name} ({target.device}), which a roofline needs: give {' and '.join(missing)}"
-        )
+        lacking = f"there are no peaks for {target.name} ({target.device})"
+        raise UserError(f"{lacking}, which a roofline needs: give {' and '.join(missing)}")
     memory = None if target.memory_gb is None else round(target.memory_gb * GIGA)
     return Machine(target.name, _peaks(target, fp16 * TERA), gbs * GIGA, memory, bool(target.memory_shared))
 

@@ -67,7 +67,7 @@ def case_of(row: dict[str, Any], efficiency: Efficiency = DEFAULT) -> Case:
     assert model.tokens == PUBLISHED["vision_tokens"]
     on = machine(find_target(row["target"]), row.get("tflops"), row.get("bandwidth"))
     request = Request(PUBLISHED["prompt_rows"] - model.tokens, NEW_TOKENS)
-    forms = format_of(PUBLISHED["precision"]["vit"]), weight_only(PUBLISHED)
+    forms = format_of(PUBLISHED["precision"]["vit"]), weight_only({**PUBLISHED, **row})
     return estimate_case(model, model.tokens, request, on, *forms, SelectorConfig(), efficiency)
 
 
@@ -81,10 +81,9 @@ def figures(row: dict[str, Any], efficiency: Efficiency = DEFAULT) -> list[Figur
     }
     vit, prefill = quoted or (row["vit_ms"], row["prefill_ms"])
     published = {"ViT": vit, "prefill": prefill, "decode": 1e3 / row["decode_tokens_per_second"]}
-    return [
-        Figure(row["target"], row["model"], stage, published[stage], 1e3 * modelled[stage], bool(quoted and stage != "decode"))
-        for stage in modelled
-    ]
+    board, model = row["target"], row.get("name", row["model"])
+    claimed = {"ViT", "prefill"} if quoted else set()
+    return [Figure(board, model, s, published[s], 1e3 * modelled[s], s in claimed) for s in modelled]
 
 
 def text_figures(efficiency: Efficiency = DEFAULT) -> Iterator[Figure]:
@@ -146,7 +145,8 @@ def memory_table() -> str:
             on = machine(find_target(row["target"]))
             memory = estimate_case(model, model.tokens, request, on, *forms, SelectorConfig()).memory
             published, total = row["memory_mb"] / 1e3, memory.total / 1e9
-            lines.append(f"| {row['target']} | {row['model']} | {published:.2f} | {total:.2f} | {published - total:+.2f} |")
+            figures_of = f"{published:.2f} | {total:.2f} | {published - total:+.2f}"
+            lines.append(f"| {row['target']} | {row['model']} | {figures_of} |")
     return "\n".join(lines)
 
 
@@ -169,7 +169,7 @@ def main(page: Path | None) -> None:
     parts = {
         "quoted": table(quoted),
         "fitted": f"{table(others)}\n\n{fit}",
-        "decode": table(decodes + list(text_figures())),
+        "others": table(decodes + [f for row in PUBLISHED["finer"] for f in figures(row)] + list(text_figures())),
         "clocks": clocks_table(),
         "memory": memory_table(),
     }

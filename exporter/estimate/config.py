@@ -16,9 +16,7 @@ from svdprune.runtime.errors import UserError
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 
 
-def load_model(
-    model: str, revision: str | None = None, *, picture: Picture = None, crops: int | None = None
-) -> Model:
+def load_model(model: str, revision: str | None = None, *, picture: Picture = None, crops: int | None = None) -> Model:
     """The sizes of `model`: the shipped one, an alias, a folder, or a hub id of which two small files are fetched.
 
     Raises:

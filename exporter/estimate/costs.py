@@ -58,9 +58,9 @@ def vision_work(tower: Tower, crops: int, form: Format) -> list[Work]:
     works = [_linear("patch embedding", embed, crops * tower.patches, form, weights=tower.fixed)]
     works += [_linear(name, linear, rows, form).times(tower.run) for name, linear in tower.linears]
     works += [
-        Work("attention", 4 * rows * span * tower.dim, moved=4 * rows * tower.dim * width, precision=form.activation).times(
-            layers
-        )
+        Work(
+            "attention", 4 * rows * span * tower.dim, moved=4 * rows * tower.dim * width, precision=form.activation
+        ).times(layers)
         for layers, span in spans
         if layers
     ]

@@ -1,7 +1,7 @@
 """What a selector costs, counted by running its own text on shapes instead of numbers.
 
-`Counting` is the third meaning of `svdprune.exporter.selection.ops.Ops`, beside torch and ONNX: its values are shapes, and
-each operator writes down its work. So a change of a scorer changes its cost here without a second formula.
+`Counting` is the third meaning of `svdprune.exporter.selection.ops.Ops`, beside torch and ONNX: its values are shapes,
+and each operator writes down its work. So a change of a scorer changes its cost here without a second formula.
 
 Every matrix product and every reduction is a kernel that waits for the one before; a run of pointwise operators is one
 kernel, since engines fuse those. The selection is float32 whatever the encoder is.
@@ -67,7 +67,9 @@ class Counting:
     def abs(self, a: Shape) -> Shape:
         return self._pointwise(a)
 
-    exp = log = round = abs
+    exp = abs  # noqa: A003  (as all those of `Ops`)
+    log = abs  # noqa: A003
+    round = abs  # noqa: A003
 
     def matmul(self, a: Shape, b: Any) -> Shape:
         other = self._shape(b)
@@ -81,7 +83,8 @@ class Counting:
     def sum(self, a: Shape, *axes: int) -> Shape:
         return self._reduction(a, *axes)
 
-    max = norm = sum
+    max = sum  # noqa: A003
+    norm = sum  # noqa: A003
 
     def mean(self, a: Shape, axis: int) -> Shape:
         return self._reduction(a, axis)
@@ -110,7 +113,7 @@ class Counting:
 def selection_work(
     config: SelectorConfig, tokens: int, channels: int, keep: int, batch: int, grid: tuple[int, int]
 ) -> list[Work]:
-    """The scorer, the top K and the gather, for features (batch, tokens, channels) float32 of which `keep` rows stay."""
+    """The scorer, the top K and the gather: features float32 (batch, tokens, channels), of which `keep` rows stay."""
     task = Task(config, tokens, channels, grid, keep)
     op = Counting()
     selector_entry(config.name).scorer(op, (batch, tokens, channels), (batch, tokens), task)

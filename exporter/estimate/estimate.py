@@ -31,9 +31,9 @@ class Request:
     cache: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("prompt-tokens", self.prompt_tokens), ("new-tokens", self.new_tokens), ("batch", self.batch)):
-            if value < 1:
-                raise UserError(f"--{name} must be 1 or more, not {value}")
+        for name in ("prompt_tokens", "new_tokens", "batch"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def estimate_case(
 
 def _case(case: Case) -> dict[str, Any]:
     memory = case.memory
-    derived = ("vision_engine", "decoder_engine", "total", "build", "free", "fits", "build_fits")
+    derived = ("vision_engine", "decoder_engine", "total", "free", "fits", "build_fits")
     return {
         "tokens": case.tokens,
         "stages": {name: asdict(stage) for name, stage in case.stages},

@@ -27,7 +27,7 @@ class Family:
         connector: (config, tower, text) -> what stands between.
         run: config -> layers of the tower that the exported graph keeps; None for all.
         taken: (config, tower) -> tokens of a crop that are features.
-        crops: (config, preprocessor_config.json) -> (the most crops a picture is cut into, why), or None for always one.
+        crops: (config, preprocessor_config.json) -> (the most crops of a picture, why); None for always one.
     """
 
     connector: Callable[[Any, Tower, Text], Connector]
@@ -71,7 +71,7 @@ def read_model(
     if crops is None:
         crops, why = (1, "") if family.crops is None else family.crops(whole, preprocessor or {})
         if why:
-            notes.append(f"{crops} crops of the picture assumed ({why}); --crops gives another number")
+            notes.append(f"crops of the picture assumed: {crops} ({why})")
     elif crops < 1:
         raise UserError(f"a picture is cut into 1 crop or more, not {crops}")
     elif family.crops is None and crops > 1:
@@ -114,7 +114,7 @@ def _tap(c: Any) -> int:
 
 
 def _llava_taken(c: Any, tower: Tower) -> int:
-    """"default" drops the first token ([CLS]), "full" drops none."""
+    """ "default" drops the first token ([CLS]), "full" drops none."""
     return tower.sequence - (1 if c.vision_feature_select_strategy == "default" else 0)
 
 

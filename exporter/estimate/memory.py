@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 from svdprune.exporter.estimate.costs import Format
 from svdprune.exporter.estimate.shapes import Model
+from svdprune.runtime.engines.preflight import BUILD_BASE, BUILD_FACTOR
 from svdprune.runtime.roofline import Machine
 
 GIB = 2**30
 
-# What is not ours to use. On a board whose CPU and GPU share the memory: the system (a Jetson without a desktop idles at
-# a little above 1 GB), the process and the libraries of CUDA and TensorRT. On a card: its context and those libraries.
+# What is not ours to use. On a board whose CPU and GPU share the memory: the system (a Jetson without a desktop idles
+# at a little above 1 GB) and what CUDA, TensorRT and the process take beside weights and cache (1.3 to 1.5 GB by
+# published peaks, docs/estimate.md). On a card: the latter alone.
 RESERVE_SHARED = 5 * GIB // 2
-RESERVE_CARD = GIB
-# A build holds the graph's weights, the builder's copy of them and the serialised engine, and tries kernels meanwhile:
-# users report three to four times the weights.
-BUILD_FACTOR = 4
+RESERVE_CARD = 3 * GIB // 2
 TABLE_BYTES = 2  # the embedding table is stored in float16
 
 
@@ -26,6 +25,8 @@ class Memory:
 
     vision_weights, decoder_weights: of the two engines; embedding: the token table beside them.
     cache: keys and values of `cache_rows` rows a sequence. vision_work, decoder_work: activations at their peak.
+    build: what building the larger engine takes at its peak, one engine at a time. On a card that is the card's memory;
+        on a shared one the builder's copies of the weights come to it.
     reserve: left to the system. capacity: of the machine, None where not known.
     """
 
@@ -36,6 +37,7 @@ class Memory:
     cache_rows: int
     vision_work: int
     decoder_work: int
+    build: int
     reserve: int
     capacity: int | None
 
@@ -53,11 +55,6 @@ class Memory:
     def total(self) -> int:
         """What answering takes."""
         return self.vision_engine + self.decoder_engine + self.embedding + self.cache
-
-    @property
-    def build(self) -> int:
-        """What building the larger of the two engines takes, one at a time."""
-        return BUILD_FACTOR * max(self.vision_weights, self.decoder_weights)
 
     @property
     def free(self) -> int | None:
@@ -90,14 +87,19 @@ def memory_of(
     widest = max(2 * text.intermediate, (text.heads + 2 * text.kv_heads) * text.head_dim)
     decoder_work = batch * (rows * (2 * text.hidden + widest) * decoder.activation_bytes + 4 * text.vocab)
     decoder_bits = (text.layer_parameters + text.norm_parameters) * decoder.bits + text.table * decoder.head_bits
+    vision_weights = round((tower.parameters + connector.parameters) * vision.bits / 8)
+    decoder_weights = round(decoder_bits / 8)
+    builds = [(vision_weights, vision_work), (decoder_weights, decoder_work)]
+    copies = [BUILD_BASE + round(BUILD_FACTOR * weights) if on.shared else 0 for weights, _ in builds]
     return Memory(
-        vision_weights=round((tower.parameters + connector.parameters) * vision.bits / 8),
-        decoder_weights=round(decoder_bits / 8),
+        vision_weights=vision_weights,
+        decoder_weights=decoder_weights,
         embedding=text.table * TABLE_BYTES,
         cache=batch * cache_rows * text.cache_row * decoder.activation_bytes,
         cache_rows=cache_rows,
         vision_work=vision_work,
         decoder_work=decoder_work,
+        build=max(weights + work + copy for (weights, work), copy in zip(builds, copies, strict=True)),
         reserve=RESERVE_SHARED if on.shared else RESERVE_CARD if on.memory is not None else 0,
         capacity=on.memory,
     )

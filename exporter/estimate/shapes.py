@@ -89,7 +89,7 @@ class Connector:
     """What stands between the tower and the language model.
 
     Attributes:
-        merge: features joined into one row before the products (a pixel shuffle's or merger's ratio squared); 1 for none.
+        merge: features joined into one row before the products (the square of a pixel shuffle's ratio); 1 for none.
         linears: one copy's products, in order; `copies`: how many such connectors run (DeepStack has one a level more).
         norms: parameters of its norms, all copies.
         selects_first: whether K tokens are chosen before it (rows K) or after it (rows T).
@@ -110,8 +110,8 @@ class Connector:
 class Text:
     """A decoder-only language model.
 
-    `window` is the number of rows that attention looks back, None for all; `layer_extra` are the parameters of query and
-    key norms.
+    `window` is the number of rows that attention looks back, None for all. `layer_extra`: parameters of the norms of
+    queries and keys, a layer.
     """
 
     layers: int

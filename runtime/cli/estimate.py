@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from svdprune.exporter.estimate import Case, Estimate
 
 _NEEDS = ("safetensors", "huggingface_hub", "onnx_ir", "torch", "transformers")
+_CHOICES = "|".join(PRECISIONS)
 _PICTURE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
@@ -26,8 +27,8 @@ _PICTURE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 @click.argument("model")
 @click.option("--keep", required=True, metavar="N|P%", help="Vision tokens to keep: a count (32) or a share (10%).")
 @click.option("--target", default=AUTO, show_default=True, help="Where it will run; `svdprune targets` lists them.")
-@click.option("--precision", default="fp16", show_default=True, metavar="|".join(PRECISIONS), help="Of the vision part.")
-@click.option("--decoder-precision", metavar="|".join(PRECISIONS), help="Of the language model.  [default: the same]")
+@click.option("--precision", default="fp16", show_default=True, metavar=_CHOICES, help="Of the vision part.")
+@click.option("--decoder-precision", metavar=_CHOICES, help="Of the language model.  [default: the same]")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Tokens of text beside the picture.")
 @click.option("--new-tokens", type=int, default=64, show_default=True, help="Tokens of the answer.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Requests answered at once.")
@@ -67,8 +68,8 @@ def command(
 ) -> None:
     """Estimate FLOPs, bytes, time and memory of MODEL on a target, at K vision tokens and at all of them.
 
-    MODEL is `mini-llava` (shipped with svdprune), an alias such as `llava`, a model id of the hub, or a folder. Only its
-    config is read. The times are a roofline model, not a measurement.
+    MODEL is `mini-llava` (shipped with svdprune), an alias such as `llava`, a model id of the hub, or a folder: its
+    config is read, no weights. The times are a roofline model, not a measurement.
     """
     found = resolve_target(target)
     for package in _NEEDS:
@@ -118,8 +119,7 @@ def report(result: Estimate) -> list[str]:
         *(f"note: {note}" for note in result.notes),
         "",
         f"{'':12}{f'{pruned.tokens} vision tokens':>25}{f'all {unpruned.tokens}':>25}{'':8}{'bound at':>10}",
-        f"{'stage':12}{'GFLOP':>8}{'MB':>8}{'ms':>9}{'GFLOP':>8}{'MB':>8}{'ms':>9}{'all/K':>9}"
-        f"{f'{pruned.tokens}':>9}",
+        f"{'stage':12}{'GFLOP':>8}{'MB':>8}{'ms':>9}{'GFLOP':>8}{'MB':>8}{'ms':>9}{'all/K':>9}{f'{pruned.tokens}':>9}",
         *(_stage_line(name, pruned, unpruned) for name, _ in pruned.stages),
         _time_line("first token", pruned.first_token, unpruned.first_token),
         _time_line("answer", pruned.answer, unpruned.answer),
@@ -130,9 +130,7 @@ def report(result: Estimate) -> list[str]:
 
 def _stage_line(name: str, pruned: Case, unpruned: Case) -> str:
     a, b = pruned.stage(name), unpruned.stage(name)
-    sizes = "".join(
-        f"{_short(x.flops / 1e9):>8}{_short(x.bytes / 1e6):>8}{_short(x.seconds * 1e3):>9}" for x in (a, b)
-    )
+    sizes = "".join(f"{_short(x.flops / 1e9):>8}{_short(x.bytes / 1e6):>8}{_short(x.seconds * 1e3):>9}" for x in (a, b))
     return f"{name:12}{sizes}{_ratio(a.seconds, b.seconds):>9}{a.bound:>9}"
 
 
