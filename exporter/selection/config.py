@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
 
-MIN_BLOCK = 64  # columns iterated together at least: a small rank with a wide block needs fewer iterations
+MIN_BLOCK = 48  # columns iterated together at least: a small rank with a wide block needs fewer iterations
+VARIANCE_BLOCK = 64  # columns where the rank is each picture's own
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class SelectorConfig:
         rank: r, the singular directions counted by the leverage score; ignored when `variance` is given.
         variance: the paper's rule instead of a fixed rank: for each picture, the fewest directions that hold this share
             of the sum of squared singular values, in (0, 1]; at most half the block.
-        block: columns iterated together; None for `max(64, 2 rank)`. Never more than min(T, D), which is exact.
+        block: columns iterated together; None for `max(48, 3 rank)`, or 64 with `variance`. Never more than min(T, D),
+            which is exact.
         iterations: rounds of power iteration, each a product with F and one with F^T; None for 2, or 3 when the block
-            has fewer than 4 columns for each direction wanted (measured: docs/fidelity.md).
+            has fewer than 3 columns for each direction wanted (measured: docs/fidelity.md).
         centre: subtract the mean token first.
         seed: of the random start of `leverage` (when there is no calibrated one) and of `random`.
     """
@@ -65,13 +67,13 @@ class SelectorConfig:
         """Iterations, the default resolved."""
         if self.iterations is not None:
             return self.iterations
-        return 2 if self._block >= 4 * self.rank_limit(self._block) else 3
+        return 2 if self._block >= 3 * self.rank_limit(self._block) else 3
 
     @property
     def _block(self) -> int:
         if self.block is not None:
             return self.block
-        return max(MIN_BLOCK, 2 * self.rank) if self.variance is None else MIN_BLOCK
+        return max(MIN_BLOCK, 3 * self.rank) if self.variance is None else VARIANCE_BLOCK
 
     def rank_limit(self, columns: int) -> int:
         """The most directions a picture can be given, for a block of `columns`."""

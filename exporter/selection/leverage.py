@@ -5,13 +5,7 @@ l_t = (1/r) sum_{j<=r} U[t,j]^2 for F = U S V^T (SVD-Prune, arXiv 2604.11530). N
    time spreads the block by singular values instead of their squares, which float32 and few polar steps can hold.
 2. `orth` is the orthogonal polar factor by odd cubics (`polynomials`): any block width, no factorisation.
 3. Rayleigh-Ritz without eigenvectors: T = Q^T F F^T Q is b x b, and the scores diag(Q P Q^T) need only its spectral
-   projector P on the r leading directions, the matrix sign of T - mu I for any mu between Ritz values r and r + 1.
-   a. T is replaced by a matrix that is logarithmic in its eigenvalues, sum_k [I - (I - T)^(2^k)], so that a gap of 1 %
-      between small Ritz values is as wide as one between large ones; each term is one squaring.
-   b. mu is found by trial: a row of candidates at once, as a batch; traces of the signs count the eigenvalues above
-      each; the interval that holds Ritz values r and r + 1 is searched again, three times in all.
-   Its depth depends on neither r nor b. The paper's variance rule is the same search with the energy tr(P T) as the
-   criterion, so each picture gets its own rank inside the graph.
+   projector P on the r leading directions (`projector`).
 
 NaN or infinity anywhere in a picture makes all its scores NaN; other pictures of the batch are not touched.
 """
@@ -20,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from svdprune.exporter.selection.config import SelectorConfig
 from svdprune.exporter.selection.ops import Ops, V
 from svdprune.exporter.selection.polynomials import sign_steps
+from svdprune.exporter.selection.projector import leading_projector
 from svdprune.exporter.selection.registry import Task, register
 from svdprune.runtime.errors import UserError
 
@@ -32,12 +26,7 @@ TINY = 1e-30  # keeps an all-zero picture from dividing 0 by 0; far below anythi
 # matters, and an exact one for the basis that the scores are read from. Singular values below the bound come out too
 # small, which drops directions from the tail of the block first.
 ROUGH = (1e-3, 6)
-EXACT = (3e-4, 12)
-
-DOUBLINGS = 18  # terms of the logarithm: Ritz values below 2^-18 of the trace are float32's noise and never counted
-CANDIDATES = 16  # trials of mu at once
-SEARCHES = ((1e-2, 7), (2e-3, 9), (3e-4, 11))  # bound and cubics of each round's sign; CANDIDATES^3 places in all
-SHARPNESS = 50.0  # weight exp(-50 miss^2) of a candidate whose count of directions misses r by `miss`
+EXACT = (5e-4, 11)
 
 TIE = 2.0**-15  # scores closer than this, relatively, are equal: identical tokens must not be ordered by rounding
 
@@ -51,8 +40,9 @@ def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     features = _unit(op, features)  # total variance 1, so every squared singular value is a share of it
     start = start_block(task)
     basis, small = range_finder(op, features, start, task.config.rounds)  # (B, T, b), (B, b, b)
-    projector = leading_projector(op, small, start.shape[1], task.config)  # (B, b, b)
-    scores = op.squeeze(op.sum(op.mul(op.matmul(basis, projector), basis), 2), 2)  # (B, T)
+    columns = start.shape[1]
+    leading = leading_projector(op, small, columns, task.config.rank_limit(columns), task.config.variance)  # (B, b, b)
+    scores = op.squeeze(op.sum(op.mul(op.matmul(basis, leading), basis), 2), 2)  # (B, T)
     return merge_ties(op, scores)
 
 
@@ -98,70 +88,6 @@ def orthonormal(op: Ops[V], block: V, columns: int, lower: float, count: int) ->
     for gain in gains:
         block = op.matmul(block, op.sub(gain * identity, op.matmul(op.transpose(block), block)))
     return block
-
-
-def leading_projector(op: Ops[V], small: V, columns: int, config: SelectorConfig) -> V:
-    """Twice the spectral projector of T (B, b, b) onto its leading directions: as many as `config` asks for.
-
-    When no cut separates exactly r directions (r-th and next Ritz value equal within float32, or fewer than r above
-    the noise), the nearest cuts are averaged, which treats equal directions alike.
-    """
-    identity = np.eye(columns, dtype=np.float32)
-    distance = op.unsqueeze(_log_distance(op, small, identity), 1)  # (B, 1, b, b), spectrum in [0, DOUBLINGS]
-    limit = 2.0 * config.rank_limit(columns) - columns  # the trace of a sign matrix with that many directions
-    places = np.linspace(0.0, 1.0, CANDIDATES, dtype=np.float32)[None, :, None, None]
-    low, step = op.constant(-0.5), op.constant(DOUBLINGS / (CANDIDATES - 1))
-    cuts = op.constant(-0.5 + DOUBLINGS * places)  # (1, G, 1, 1), later (B, G, 1, 1)
-    if config.variance is not None:
-        captured = op.unsqueeze(op.sum(op.mul(small, identity), 1, 2), 1)  # (B, 1, 1, 1)
-        wanted = op.sub(2.0 * config.variance, captured)  # tr(P T) >= variance, in terms of the sign matrix
-        small = op.unsqueeze(small, 1)
-    for number, (lower, count) in enumerate(SEARCHES):
-        signs = _signs(op, cuts, distance, identity, lower, count)  # (B, G, b, b)
-        traces = op.sum(op.mul(signs, identity), 2, 3)  # (B, G, 1, 1)
-        reached = op.at_least(traces, limit - 1.0)
-        target: V = op.constant(limit)
-        if config.variance is not None:
-            reached = op.maximum(reached, op.at_least(op.sum(op.mul(signs, small), 2, 3), wanted))
-            # The fewest directions that reach the share: the smallest trace among the cuts that do. A cut upon an
-            # eigenvalue counts a part of its direction, which is made whole: rounded up, but for rounding errors.
-            fewest = op.min(op.add(traces, op.mul(op.sub(1.0, reached), 4.0 * columns)), 1)  # (B, 1, 1, 1)
-            directions = op.round(op.add(op.mul(fewest, 0.5), 0.5 * columns + 0.4))
-            target = op.sub(op.mul(directions, 2.0), columns)
-        if number == len(SEARCHES) - 1:
-            break
-        # the new interval: from the last cut below the r-th eigenvalue to the first above the next one
-        passed = op.at_least(traces, op.add(target, 1.0))
-        first = op.maximum(op.sub(CANDIDATES - 1.0, op.sum(reached, 1)), 0.0)  # (B, 1, 1, 1)
-        last = op.minimum(op.sub(float(CANDIDATES), op.sum(passed, 1)), CANDIDATES - 1.0)
-        low = op.add(low, op.mul(step, first))
-        width = op.mul(step, op.sub(last, first))
-        step = op.mul(width, 1.0 / (CANDIDATES - 1))
-        cuts = op.add(op.mul(width, places), low)
-    miss = op.sub(traces, target)  # twice the directions too many
-    weights = op.softmax(op.mul(op.mul(miss, miss), -SHARPNESS / 4.0), 1)  # (B, G, 1, 1)
-    sign = op.squeeze(op.sum(op.mul(signs, weights), 1), 1)  # (B, b, b)
-    return op.add(sign, identity)
-
-
-def _log_distance(op: Ops[V], small: V, identity: np.ndarray) -> V:
-    """sum_k (I - T / tr T)^(2^k): eigenvalue t of T becomes about log2 of tr T / t, DOUBLINGS at most."""
-    trace = op.sum(op.mul(small, identity), 1, 2)
-    power = op.sub(identity, op.div(small, op.add(trace, TINY)))
-    powers = [power]
-    for _ in range(DOUBLINGS - 1):
-        power = op.matmul(power, power)
-        powers.append(power)
-    return op.total(powers)
-
-
-def _signs(op: Ops[V], cuts: V, distance: V, identity: np.ndarray, lower: float, count: int) -> V:
-    """Matrix signs of cut I - distance, (B, G, b, b): +1 for the directions nearer than the cut, -1 for the others."""
-    scale, gains = sign_steps(lower, count)
-    sign = op.mul(op.sub(op.mul(cuts, identity), distance), scale / (DOUBLINGS + 1.0))
-    for gain in gains:
-        sign = op.matmul(sign, op.sub(gain * identity, op.matmul(sign, sign)))
-    return sign
 
 
 def merge_ties(op: Ops[V], scores: V) -> V:

@@ -33,6 +33,9 @@ class Ops(Protocol[V]):
     def at_least(self, a: V, b: V | Number) -> V:
         """1.0 where a >= b, else 0.0."""
 
+    def choose(self, a: V, bound: float, reached: float, otherwise: V | float) -> V:
+        """`reached` where a >= bound, else `otherwise`."""
+
     def matmul(self, a: V, b: V | np.ndarray) -> V: ...
     def transpose(self, a: V) -> V:
         """Swap the two axes of each matrix of a (B, rows, columns) batch."""
@@ -98,6 +101,9 @@ class TorchOps:
 
     def at_least(self, a: torch.Tensor, b: torch.Tensor | Number) -> torch.Tensor:
         return (a >= self._value(b)).float()
+
+    def choose(self, a: torch.Tensor, bound: float, reached: float, otherwise: torch.Tensor | float) -> torch.Tensor:
+        return torch.where(a >= bound, self._value(reached), self._value(otherwise))
 
     def matmul(self, a: torch.Tensor, b: torch.Tensor | np.ndarray) -> torch.Tensor:
         return a @ self._value(b)
@@ -210,6 +216,9 @@ class OnnxOps:
 
     def at_least(self, a: ir.Value, b: ir.Value | Number) -> ir.Value:
         return self._op("Cast", self._op("GreaterOrEqual", a, b), to=int(ir.DataType.FLOAT))
+
+    def choose(self, a: ir.Value, bound: float, reached: float, otherwise: ir.Value | float) -> ir.Value:
+        return self._op("Where", self._op("GreaterOrEqual", a, bound), reached, otherwise)
 
     def matmul(self, a: ir.Value, b: ir.Value | np.ndarray) -> ir.Value:
         return self._op("MatMul", a, b)

@@ -227,13 +227,13 @@ def test_a_rank_above_that_of_the_features_counts_what_there_is(runner: Callable
 
 
 @RUNNERS
-def test_equal_singular_values_at_the_cut_are_treated_alike(runner: Callable[..., Run]) -> None:
+def test_equal_singular_values_at_the_cut_leave_the_choice_among_their_directions(runner: Callable[..., Run]) -> None:
     features = np.zeros((T, D), np.float32)
-    features[np.arange(10), np.arange(10)] = 1.0  # ten equal singular values; the cut asks for six
+    features[np.arange(10), np.arange(10)] = 1.0  # ten equal singular values; the cut asks for six: any six are exact
     scores = runner(SelectorConfig(rank=6))(features[None])[0]
-    np.testing.assert_allclose(scores[:10], 0.1, rtol=1e-3)
+    np.testing.assert_allclose(scores[:10].sum(), 1.0, rtol=1e-5)
     assert (scores[10:] < 1e-6).all()
-    np.testing.assert_array_equal(keep_indices(scores, 6), np.arange(6))
+    assert set(keep_indices(scores, 6)) <= set(range(10))
 
 
 @RUNNERS

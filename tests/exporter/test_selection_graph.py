@@ -13,7 +13,7 @@ from svdprune.exporter.selection import SelectorConfig, selector_model, selector
 ORDINARY = {
     "Abs", "Add", "ArgMax", "Cast", "Concat", "Div", "Equal", "Exp", "GatherND", "GreaterOrEqual", "Log", "MatMul",
     "Max", "Min", "Mul", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Round", "Softmax", "Squeeze",
-    "Sub", "Sum", "Transpose", "Unsqueeze",
+    "Sub", "Sum", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 CONFIGS = [*(SelectorConfig(name=name) for name in selector_names()), SelectorConfig(variance=0.9, centre=True)]
@@ -38,8 +38,8 @@ def test_the_graph_keeps_its_contract(config: SelectorConfig) -> None:
 
 @pytest.mark.parametrize("rank", [8, 16, 32, 64])
 def test_the_scorer_stays_shallow_whatever_the_rank(rank: int) -> None:
-    assert len(selector_model(SelectorConfig(rank=rank), 576, 1024).graph) <= 450
-    assert len(selector_model(SelectorConfig(rank=16, variance=0.9), 576, 1024).graph) <= 500
+    assert len(selector_model(SelectorConfig(rank=rank), 576, 1024).graph) <= 500
+    assert len(selector_model(SelectorConfig(rank=16, variance=0.9), 576, 1024).graph) <= 720
 
 
 def test_the_same_settings_write_the_same_graph() -> None:
