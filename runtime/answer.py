@@ -8,15 +8,18 @@ from typing import Literal
 
 import numpy as np
 
+from svdprune.runtime.arrays import AnyArray, fetched_on_read, held
+
 Stopped = Literal["eos", "length", "stop"]
 
 
+@fetched_on_read("features")
 @dataclass(frozen=True)
 class Sight:
     """A picture after the vision graph: what ``Vlm.ask`` and ``Vlm.chat`` take in place of the picture, too.
 
     Attributes:
-        features: float32 [K, H].
+        features: float32 [K, H]; read, they are on the host, copied there from a GPU when first read.
         kept_indices: int64 [K], ascending, of T patches in row-major order.
         scores: float32 [T], higher is kept first.
         pixels: uint8 [height, width, 3], the preprocessed picture.
@@ -29,6 +32,11 @@ class Sight:
     pixels: np.ndarray
     preprocess: float = 0.0
     vision: float = 0.0
+
+    @property
+    def features_in_place(self) -> AnyArray:
+        """The features where the vision backend left them."""
+        return held(self, "features")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
 from svdprune.runtime.answer import Answer, AnswerStream, Sight
+from svdprune.runtime.arrays import passed
 from svdprune.runtime.bundle import Bundle, open_bundle
 from svdprune.runtime.decoder import Decoder, open_decoder
 from svdprune.runtime.decoder.embedding import Embedding
@@ -40,29 +43,33 @@ def load(
 
     Args:
         path: the bundle's folder.
-        vision, decoder: backends by name; ``svdprune.runtime.vision.BACKENDS.names()`` lists them.
+        vision, decoder: backends by name; ``svdprune.runtime.vision.BACKENDS.names()`` lists them. Two engines share
+            the GPU, and the features of a picture never leave it.
         threads: CPU threads; None leaves the choice to the backends.
         positions: ``compact`` or ``original`` in place of the bundle's own policy.
-        verify: compare the SHA-256 of every file first.
+        verify: compare the SHA-256 of every file first, engines included.
         checkpoint: for the decoder ``transformers``, the original weights.
 
     Raises:
         BundleError: the bundle is incomplete, changed, newer, or its parts do not fit together.
-        UserError: an unknown or unavailable backend, an unknown policy.
+        UserError: an unknown or unavailable backend, no engine built for one, an unknown policy.
     """
     policy = None if positions is None else policy_named(positions)
     bundle = open_bundle(path, verify)
-    info = bundle.manifest.vision
-    return Vlm(
-        bundle,
-        open_vision(vision, bundle.file(info.file), info, threads),
-        open_decoder(decoder, bundle, threads, checkpoint),
-        policy or bundle.manifest.positions,
-    )
+    with ExitStack() as undo:
+        see = open_vision(vision, bundle, threads, verify=verify)
+        undo.callback(see.close)
+        answer = open_decoder(decoder, bundle, threads, checkpoint, see.device, verify)
+        undo.callback(answer.close)
+        vlm = Vlm(bundle, see, answer, policy or bundle.manifest.positions)
+        undo.pop_all()
+    return vlm
 
 
 class Vlm:
     """A vision-language model with its backends open. Not for several threads at once.
+
+    A context manager: ``close`` gives back what the backends hold, the GPU's memory above all.
 
     Attributes:
         bundle, manifest: what was opened.
@@ -97,9 +104,24 @@ class Vlm:
         pixels = preprocess(open_image(image), self.settings)
         feed = pixels if self.manifest.vision.input == "uint8" else normalise(pixels, self.settings)
         prepared = time.perf_counter()
-        output = self.vision.encode(feed[None])
+        stays = self.vision.device is not None and self.vision.device is self.decoder.device
+        output = self.vision.encode(feed[None], on_device=True) if stays else self.vision.encode(feed[None])
         seconds = time.perf_counter() - prepared
-        return Sight(output.features[0], output.kept_indices[0], output.scores[0], pixels, prepared - started, seconds)
+        features = passed(output.features_in_place[0])
+        return Sight(features, output.kept_indices[0], output.scores[0], pixels, prepared - started, seconds)
+
+    def close(self) -> None:
+        """Close the backends; nothing can be asked after that."""
+        self.decoder.close()
+        self.vision.close()
+
+    def __enter__(self) -> Vlm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     # fmt: off
     @overload
@@ -170,7 +192,8 @@ class Vlm:
             UserError: the ``Sight`` is of a bundle with other sizes.
         """
         manifest = self.manifest
-        shapes = (sight.features.shape, sight.scores.shape)
+        features = sight.features_in_place
+        shapes = (features.shape, sight.scores.shape)
         wanted = ((len(sight.kept_indices), manifest.vision.hidden), (manifest.vision.tokens,))
         if shapes != wanted:
             raise UserError(
@@ -180,7 +203,7 @@ class Vlm:
         return CachedPrompt(
             self.decoder,
             self.embed,
-            sight.features,
+            features,
             sight.kept_indices,
             manifest.vision.tokens,
             self.positions,

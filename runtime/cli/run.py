@@ -54,21 +54,21 @@ def command(
         from svdprune.runtime.picture import check_picture_path
 
         check_picture_path(picture)  # before the work, not after it
-    vlm = load(bundle, vision_backend, decoder_backend, threads, positions, checkpoint=checkpoint)
-    sight = vlm.see(image)
-    if prompt is None:
-        _draw(vlm, sight, picture, "")
-        _converse(vlm, sight, sampling)
-        return
-    stream = vlm.ask(sight, prompt, stream=True, **sampling)
-    answer = stream.answer if as_json else _print_stream(stream)
-    _draw(vlm, sight, picture, f"{prompt}\n{answer.text}")
-    if as_json:
-        print_json(_as_json(vlm, prompt, answer, picture))
-    else:
-        click.echo(_summary(answer), err=True)
-        if picture is not None:
-            click.echo(f"kept tokens: {picture}", err=True)
+    with load(bundle, vision_backend, decoder_backend, threads, positions, checkpoint=checkpoint) as vlm:
+        sight = vlm.see(image)
+        if prompt is None:
+            _draw(vlm, sight, picture, "")
+            _converse(vlm, sight, sampling)
+            return
+        stream = vlm.ask(sight, prompt, stream=True, **sampling)
+        answer = stream.answer if as_json else _print_stream(stream)
+        _draw(vlm, sight, picture, f"{prompt}\n{answer.text}")
+        if as_json:
+            print_json(_as_json(vlm, prompt, answer, picture))
+        else:
+            click.echo(_summary(answer), err=True)
+            if picture is not None:
+                click.echo(f"kept tokens: {picture}", err=True)
 
 
 def _on_terminal() -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from svdprune.runtime.arrays import Rows, row_count
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from svdprune.runtime.engines.device import Device
 
 
 class DecoderState(Protocol):
@@ -19,11 +23,11 @@ class DecoderState(Protocol):
         """How many rows the cache holds."""
         ...
 
-    def append(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
         """Put rows after those in the cache.
 
         Args:
-            embeds: float32 [n, H], n of 1 or more.
+            embeds: float32 [n, H], n of 1 or more, whole or in pieces; pieces may lie on the decoder's ``device``.
             positions: int64 [n]; gaps are allowed.
 
         Returns:
@@ -31,6 +35,7 @@ class DecoderState(Protocol):
 
         Raises:
             NumericalError: NaN or infinity in the logits.
+            UserError: more rows than the decoder's ``capacity``.
         """
         ...
 
@@ -40,12 +45,24 @@ class DecoderState(Protocol):
 
 
 class Decoder(Protocol):
-    """Makes states that share one set of weights."""
+    """Makes states that share one set of weights.
+
+    Attributes:
+        name: of the backend.
+        device: the GPU on which it takes rows in place, None where they must come from the host.
+        capacity: the most rows that a state holds; None where only the bundle's context bounds them.
+    """
 
     name: str
+    device: Device | None
+    capacity: int | None
 
     def start(self) -> DecoderState:
         """A state without rows."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it and its states hold; they cannot be used after that."""
         ...
 
 
@@ -54,21 +71,33 @@ BACKENDS = Registry(
     {
         "onnxruntime": "svdprune.runtime.decoder.onnxruntime:open_decoder",
         "transformers": "svdprune.runtime.decoder.transformers:open_decoder",
+        "tensorrt": "svdprune.runtime.decoder.tensorrt:open_tensorrt",
+        "tensorrt_rtx": "svdprune.runtime.decoder.tensorrt:open_tensorrt_rtx",
     },
 )
 
 
-def open_decoder(name: str, bundle: Bundle, threads: int | None = None, checkpoint: str | None = None) -> Decoder:
+def open_decoder(
+    name: str,
+    bundle: Bundle,
+    threads: int | None = None,
+    checkpoint: str | None = None,
+    device: Device | None = None,
+    verify: bool = True,
+) -> Decoder:
     """Open the decoder with the backend ``name``.
 
     Args:
         bundle: an opened bundle.
-        threads: CPU threads, None for all.
+        threads: CPU threads, None for all; engines have no use for it.
         checkpoint: the folder (or hub id) of the weights; ``transformers`` needs it, the others refuse it.
+        device: an opened GPU for an engine to share; None opens one where needed.
+        verify: compare the SHA-256 of an engine's file first.
 
     Raises:
-        UserError: unknown backend, not available here, or ``checkpoint`` given or missing against the above.
-        BundleError: the graph cannot be used.
+        UserError: unknown backend, not available here, no engine built for it, or ``checkpoint`` given or missing
+            against the above.
+        BundleError: the graph or engine cannot be used.
     """
     opener = BACKENDS.find(name)
     if name == "transformers":
@@ -81,14 +110,16 @@ def open_decoder(name: str, bundle: Bundle, threads: int | None = None, checkpoi
         return decoder
     if checkpoint is not None:
         raise UserError(f"the decoder {name} runs from the bundle alone: leave out checkpoint=")
-    decoder = opener(bundle, threads)
+    decoder = opener(bundle, threads) if name == "onnxruntime" else opener(bundle, threads, device, verify)
     return decoder
 
 
-def check_rows(embeds: np.ndarray, positions: np.ndarray, hidden: int) -> None:
+def check_rows(embeds: Rows, positions: np.ndarray, hidden: int) -> None:
     """Refuse rows that do not fit together: a caller's bug, so a ``ValueError``."""
-    if embeds.ndim != 2 or embeds.shape[0] < 1 or embeds.shape[1] != hidden or positions.shape != embeds.shape[:1]:
-        raise ValueError(f"rows {embeds.shape} and positions {positions.shape} do not fit a hidden size of {hidden}")
+    shapes = [piece.shape for piece in ([embeds] if isinstance(embeds, np.ndarray) else embeds)]
+    fits = all(len(shape) == 2 and shape[1] == hidden for shape in shapes)
+    if not fits or row_count(embeds) < 1 or positions.shape != (row_count(embeds),):
+        raise ValueError(f"rows {shapes} and positions {positions.shape} do not fit a hidden size of {hidden}")
 
 
 def check_logits(logits: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from svdprune.runtime.arrays import Rows, host_rows, row_count
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.decoder import check_logits, check_rows
 from svdprune.runtime.decoder.kv_cache import GrowingCache, KvCache, SharedCache
@@ -32,6 +33,8 @@ class OnnxDecoder:
     """
 
     name = "onnxruntime"
+    device = None
+    capacity = None
 
     def __init__(self, session: Any, path: Path, info: DecoderInfo) -> None:
         self.session, self.path, self.info = session, path, info
@@ -59,6 +62,10 @@ class OnnxDecoder:
             cache = GrowingCache(tensors, shape, self.cache_dtype)
         return OnnxState(self, cache)
 
+    def close(self) -> None:
+        """See ``Decoder.close``."""
+        self.session = None
+
 
 class OnnxState:
     """A ``DecoderState``: a cache and the session that extends it."""
@@ -71,13 +78,13 @@ class OnnxState:
         """Rows in the cache."""
         return self._cache.length
 
-    def append(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
         """See ``DecoderState.append``."""
-        decoder, rows = self._decoder, len(embeds)
+        decoder, rows = self._decoder, row_count(embeds)
         check_rows(embeds, positions, decoder.info.hidden)
         total = self._cache.length + rows
         binding = decoder.session.io_binding()
-        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds[None], np.float32))
+        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(host_rows(embeds)[None], np.float32))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
         binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions[None], np.int64))
         binding.bind_output("logits", "cpu")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from svdprune.runtime.arrays import Rows, host_rows
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.decoder import check_logits, check_rows
 from svdprune.runtime.errors import UserError
@@ -50,6 +51,8 @@ class TransformersDecoder:
     """A ``Decoder`` over a transformers language model (embeddings to hidden states) and its head."""
 
     name = "transformers"
+    device = None
+    capacity = None
 
     def __init__(self, language: Any, head: Any) -> None:
         self.language, self.head = language, head
@@ -57,6 +60,10 @@ class TransformersDecoder:
     def start(self) -> TransformersState:
         """A state without rows."""
         return TransformersState(self)
+
+    def close(self) -> None:
+        """See ``Decoder.close``."""
+        self.language = self.head = None
 
 
 class TransformersState:
@@ -73,7 +80,7 @@ class TransformersState:
         """Rows in the cache."""
         return int(self._cache.get_seq_length())
 
-    def append(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
         """See ``DecoderState.append``.
 
         The mask of ones matters: without one, transformers reads gaps in the positions as several packed sequences.
@@ -81,10 +88,11 @@ class TransformersState:
         import torch
 
         check_rows(embeds, positions, self._decoder.language.config.hidden_size)
-        total = self.length + len(embeds)
+        rows = host_rows(embeds)
+        total = self.length + len(rows)
         with torch.inference_mode():
             output = self._decoder.language(
-                inputs_embeds=torch.tensor(embeds[None], dtype=torch.float32),
+                inputs_embeds=torch.tensor(rows[None], dtype=torch.float32),
                 attention_mask=torch.ones((1, total), dtype=torch.int64),
                 position_ids=torch.tensor(positions[None], dtype=torch.int64),
                 past_key_values=self._cache,

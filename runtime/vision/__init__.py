@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from svdprune.runtime.errors import NumericalError
+from svdprune.runtime.arrays import AnyArray, fetched_on_read, held
+from svdprune.runtime.bundle import Bundle
+from svdprune.runtime.errors import BundleError, NumericalError, UserError
 from svdprune.runtime.manifest import VisionInfo
 from svdprune.runtime.registry import Registry
 
+if TYPE_CHECKING:
+    from svdprune.runtime.engines.device import Device
 
+
+@fetched_on_read("features")
 @dataclass(frozen=True)
 class VisionOutput:
     """What the vision graph gives for B pictures.
 
     Attributes:
-        features: float32 [B, K, H], ready for the decoder.
+        features: float32 [B, K, H], ready for the decoder; read, they are on the host.
         kept_indices: int64 [B, K], ascending, of the T patches in row-major order.
         scores: float32 [B, T], higher is kept first.
     """
@@ -27,22 +32,38 @@ class VisionOutput:
     kept_indices: np.ndarray
     scores: np.ndarray
 
+    @property
+    def features_in_place(self) -> AnyArray:
+        """The features where the backend left them."""
+        return held(self, "features")
+
 
 class VisionBackend(Protocol):
-    """Runs a vision graph."""
+    """Runs a vision graph.
+
+    Attributes:
+        name: of the backend.
+        device: the GPU on which it can leave the features for a decoder, None where they always come to the host.
+    """
 
     name: str
+    device: Device | None
 
-    def encode(self, pixels: np.ndarray) -> VisionOutput:
+    def encode(self, pixels: np.ndarray, on_device: bool = False) -> VisionOutput:
         """Encode pictures.
 
         Args:
             pixels: uint8 [B, height, width, 3] or float32 [B, 3, height, width], as the manifest's ``vision.input``.
+            on_device: leave the features on ``device``. They are not looked at then: NaN in them shows in the logits.
 
         Raises:
             NumericalError: NaN or infinity in the features or the scores.
             BundleError: the graph does not keep its contract.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; it cannot be used after that."""
         ...
 
 
@@ -51,24 +72,74 @@ BACKENDS = Registry(
     {
         "onnxruntime": "svdprune.runtime.vision.onnxruntime:open_cpu",
         "onnxruntime-cuda": "svdprune.runtime.vision.onnxruntime:open_cuda",
+        "tensorrt": "svdprune.runtime.vision.tensorrt:open_tensorrt",
+        "tensorrt_rtx": "svdprune.runtime.vision.tensorrt:open_tensorrt_rtx",
     },
 )
 
 
-def open_vision(name: str, path: Path, info: VisionInfo, threads: int | None = None) -> VisionBackend:
-    """Open a vision graph with the backend ``name``.
+def open_vision(
+    name: str, bundle: Bundle, threads: int | None = None, device: Device | None = None, verify: bool = True
+) -> VisionBackend:
+    """Open a bundle's vision part with the backend ``name``.
 
     Args:
-        path: the graph's file.
-        info: the manifest's ``vision``.
-        threads: CPU threads, None for all.
+        bundle: an opened bundle.
+        threads: CPU threads, None for all; engines have no use for it.
+        device: an opened GPU for an engine to share; None opens one where needed.
+        verify: compare the SHA-256 of an engine's file first.
 
     Raises:
-        UserError: unknown backend, or not available on this machine (the sentence says what to install).
-        BundleError: the graph cannot be used.
+        UserError: unknown backend, or not available on this machine (the sentence says what to install), or no engine
+            was built for it.
+        BundleError: the graph or engine cannot be used.
     """
-    backend: VisionBackend = BACKENDS.find(name)(path, info, threads)
+    backend: VisionBackend = BACKENDS.find(name)(bundle, threads, device, verify)
     return backend
+
+
+def check_pixels(pixels: np.ndarray, info: VisionInfo) -> None:
+    """Refuse pixels that the graph does not take.
+
+    Raises:
+        UserError: saying what it takes.
+    """
+    size = (info.height, info.width)
+    shape = (*size, 3) if info.input == "uint8" else (3, *size)
+    if pixels.dtype != info.input or pixels.ndim != 4 or pixels.shape[1:] != shape:
+        raise UserError(
+            f"the vision graph takes {info.input} pixels [B, {', '.join(map(str, shape))}], "
+            f"not {pixels.dtype} {list(pixels.shape)}"
+        )
+
+
+def check_output(output: VisionOutput, batch: int, info: VisionInfo, where: object) -> VisionOutput:
+    """The graph's contract on what came out; features that are on a GPU are judged by shape and type alone.
+
+    Args:
+        output: of the graph. batch: how many pictures went in.
+        where: the graph's or engine's path, for the message.
+
+    Raises:
+        NumericalError, BundleError: see ``VisionBackend.encode``.
+    """
+    features, kept, scores = output.features_in_place, output.kept_indices, output.scores
+    for name, array, dtype, shape in (
+        ("features", features, np.float32, (batch, info.keep, info.hidden)),
+        ("kept_indices", kept, np.int64, (batch, info.keep)),
+        ("scores", scores, np.float32, (batch, info.tokens)),
+    ):
+        if array.dtype != dtype or array.shape != shape:
+            raise BundleError(
+                f"{where} gave {name} {array.dtype} {list(array.shape)}, the manifest says "
+                f"{np.dtype(dtype).name} {list(shape)}: export the bundle again"
+            )
+    check_finite("scores", scores)
+    if isinstance(features, np.ndarray):
+        check_finite("features", features)
+    if kept.min() < 0 or kept.max() >= info.tokens or (np.diff(kept, axis=1) <= 0).any():
+        raise BundleError(f"{where} gave kept_indices out of order or range: export the bundle again")
+    return output
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

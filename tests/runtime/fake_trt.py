@@ -49,6 +49,8 @@ class Execution:
         inputs, outputs: name -> (address, shape, NumPy dtype).
         stream: the stream's handle.
         profile: index of the optimisation profile.
+        context: the execution context; ``_changes`` counts what was set, ``_settled`` tells that it ran since the
+            last change of a shape.
     """
 
     model: bytes
@@ -56,6 +58,7 @@ class Execution:
     outputs: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]]
     stream: int
     profile: int
+    context: Any = None
 
 
 def _no_gpu_memory(execution: Execution) -> bool:
@@ -117,7 +120,7 @@ def make_trt(api: str, sm: int | None = 89, version: str | None = None) -> Any:
     for name, members in surface.items():
         if members is not None and not hasattr(module, name):
             setattr(module, name, _sealed(name, members, CLASSES.get(name), module))
-    unknown = sorted(set(CLASSES) - set(surface) - {"EngineValidity", "ComputeCapability"})
+    unknown = sorted(set(CLASSES) - set(surface) - {"EngineValidity", "ComputeCapability", "IRuntimeConfig"})
     assert not unknown, f"behaviour of classes that {api} does not have: {unknown}"
     return module
 

@@ -137,10 +137,20 @@ class ICudaEngine:
         updates = b"TensorScatter" in self._model
         return past if updates and name.startswith("present.") else None
 
-    def create_execution_context(self, *_: Any) -> Any:
+    def create_runtime_config(self) -> Any:
+        config = object.__new__(self._trt.IRuntimeConfig)
+        config._strategy = self._trt.ExecutionContextAllocationStrategy.STATIC
+        return config
+
+    def create_execution_context(self, strategy: Any = None) -> Any:
+        """``strategy`` may be a runtime configuration where the API has them."""
+        chosen = getattr(strategy, "_strategy", strategy)
         context = object.__new__(self._trt.IExecutionContext)
         context._engine, context._shapes, context._addresses, context._profile = self, {}, {}, 0
+        context._own_memory = chosen is None or chosen.name != "USER_MANAGED"
+        context._changes, context._settled = 0, False
         context.profiler = None
+        self._state.calls.append(("create_execution_context", chosen and chosen.name, strategy))
         return context
 
     def create_engine_inspector(self) -> Any:
@@ -152,6 +162,16 @@ class ICudaEngine:
         return self._trt.IHostMemory(self._data)
 
 
+class IRuntimeConfig:
+    _strategy: Any
+
+    def get_execution_context_allocation_strategy(self) -> Any:
+        return self._strategy
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+
 class IExecutionContext:
     _trt: Any
     _state: Any
@@ -159,6 +179,9 @@ class IExecutionContext:
     _shapes: dict[str, tuple[int, ...]]
     _addresses: dict[str, int]
     _profile: int
+    _own_memory: bool
+    _changes: int
+    _settled: bool
     profiler: Any
 
     @property
@@ -173,7 +196,14 @@ class IExecutionContext:
         if not 0 <= profile_index < self._engine.num_optimization_profiles:
             return False
         self._profile, self._shapes = profile_index, {}
+        self._changes, self._settled = self._changes + 1, False
         return True
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if size < self._engine.device_memory_size_v2:
+            raise RuntimeError("the memory is too small")  # the real one logs an error
+        self._own_memory = bool(memory)
+        self._changes += 1
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         shape = tuple(int(size) for size in shape)
@@ -185,6 +215,7 @@ class IExecutionContext:
         )
         if fits:
             self._shapes[name] = shape
+            self._changes, self._settled = self._changes + 1, False
         return fits
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -209,6 +240,7 @@ class IExecutionContext:
         known = any(item["name"] == name for item in self._engine._content["io"])
         if known:
             self._addresses[name] = int(memory)
+            self._changes += 1
         return known
 
     def get_tensor_address(self, name: str) -> int:
@@ -221,6 +253,8 @@ class IExecutionContext:
         from fake_trt import Execution
 
         self._state.calls.append(("execute_async_v3", stream_handle))
+        if not self._own_memory:
+            return False
         parts: dict[str, dict[str, Any]] = {"INPUT": {}, "OUTPUT": {}}
         for item in self._engine._content["io"]:
             name, shape = item["name"], self.get_tensor_shape(item["name"])
@@ -229,7 +263,7 @@ class IExecutionContext:
             dtype = np.dtype(common.nptype(self._trt.DataType[item["dtype"]]))
             parts[item["mode"]][name] = (self._addresses[name], shape, dtype)
         done = self._state.execute(
-            Execution(self._engine._model, parts["INPUT"], parts["OUTPUT"], int(stream_handle), self._profile)
+            Execution(self._engine._model, parts["INPUT"], parts["OUTPUT"], int(stream_handle), self._profile, self)
         )
         if self.profiler is not None:
             for index in range(self._engine.num_layers):

@@ -23,6 +23,7 @@ class Counting:
 
     def __init__(self, decoder: Any) -> None:
         self.decoder, self.name, self.rows = decoder, decoder.name, []
+        self.device, self.capacity = decoder.device, decoder.capacity
 
     def start(self) -> Any:
         state, rows = self.decoder.start(), self.rows
