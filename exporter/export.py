@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svdprune.exporter.decoder import export_decoder
+from svdprune.exporter.decoder.engine_choice import plan_engine
+from svdprune.exporter.decoder.static_export import export_engine_decoder
 from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
@@ -32,7 +35,9 @@ WRITERS = ("svdprune", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime"
 class ExportRequest:
     """What to export. `keep` is a count ("32") or a share ("10%"); None for an option takes its default.
 
-    `out` None makes a folder `<model>-k<K>-<target>` in the working directory.
+    `out` None makes a folder `<model>-k<K>-<target>` in the working directory. `decoder_engine` is `auto` (the decoder
+    graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
+    cache, prompt and answer together.
     """
 
     model: str
@@ -48,6 +53,8 @@ class ExportRequest:
     seed: int = 0
     precision: str = "fp32"
     decoder_precision: str = "fp32"
+    decoder_engine: str = "auto"
+    cache: int | None = None
     positions: Positions = "compact"
     input: str = "uint8"
     revision: str | None = None
@@ -56,13 +63,19 @@ class ExportRequest:
 
 @dataclass
 class ExportSummary:
-    """What was written: the bundle's folder, T and K, bytes and seconds of each part."""
+    """What was written: the bundle's folder, T and K, bytes and seconds of each part.
+
+    `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
+    `engine_refused` as in the manifest.
+    """
 
     bundle: Path
     tokens: int
     keep: int
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    cache: int | None = None
+    engine_refused: str | None = None
 
 
 def export_model(request: ExportRequest, progress: Progress = lambda stage, share: None) -> ExportSummary:
@@ -93,7 +106,9 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
     )
     selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
     out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
-    summary = ExportSummary(out, spec.tokens, keep)
+    text_config = checkpoint.config["text_config"]
+    plan = plan_engine(target, request.decoder_engine, request.cache, text_config, keep)
+    summary = ExportSummary(out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note)
 
     with write_bundle(out, overwrite=request.overwrite) as bundle:
         with _timed(summary, "vision"):
@@ -112,9 +127,13 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             del graph
         with _timed(summary, "decoder"):
             progress("writing the decoder", 0.4)
-            decoder = export_decoder(
-                checkpoint, checkpoint.config["text_config"], bundle.path / "decoder", request.decoder_precision
-            )
+            decoder = export_decoder(checkpoint, text_config, bundle.path / "decoder", request.decoder_precision)
+        decoder = dataclasses.replace(decoder, engine_refused=plan.note)
+        if plan.cache is not None:
+            with _timed(summary, "decoder for engines"):
+                progress("writing the decoder for engines", 0.55)
+                engine = export_engine_decoder(checkpoint, text_config, bundle.path / "decoder", plan.cache)
+            decoder = dataclasses.replace(decoder, engine=engine)
         processor = write_processor(checkpoint, bundle.path / "processor")
         with _timed(summary, "golden"):
             progress("answering the golden question with transformers", 0.7)
@@ -141,7 +160,10 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 decoder.eos,
             )
             del reference
-        for name, places in {"vision": "vision.onnx*", "decoder": "decoder/*"}.items():
+        parts = {"vision": "vision.onnx*", "decoder": "decoder/model.onnx*", "embeddings": decoder.embedding}
+        if decoder.engine:
+            parts["decoder for engines"] = "decoder/engine.onnx*"
+        for name, places in parts.items():
             summary.sizes[name] = sum(f.stat().st_size for f in bundle.path.glob(places))
         progress("hashing", 0.95)
         bundle.manifest = Manifest(

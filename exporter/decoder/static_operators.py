@@ -124,6 +124,6 @@ class StaticOperators(DecoderOperators):
             what = "holds NaN or infinity: the checkpoint is damaged"
             if bool(weight.isfinite().all()):
                 largest = float(weight.abs().max())
-                what = f"has values up to {largest:.3g}, beyond float16: export without the decoder engine graph"
+                what = f"has values up to {largest:.3g}, beyond float16: export with --decoder-engine none"
             raise UserError(f"{name} {what}")
         return typed

@@ -62,7 +62,20 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     type=click.Choice(["fp32", "int4"]),
     default="fp32",
     show_default=True,
-    help="Of the language model's weights.",
+    help="Of the language model's weights, as ONNX Runtime runs it.",
+)
+@click.option(
+    "--decoder-engine",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: also write the fp16 decoder graph that engines are built from, where the target's TensorRT can.",
+)
+@click.option(
+    "--cache",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows of the decoder engine's KV cache, prompt and answer together.  [default: 2048, at most the context]",
 )
 @click.option(
     "--positions",
@@ -95,6 +108,8 @@ def command(
     seed: int,
     precision: str,
     decoder_precision: str,
+    decoder_engine: str,
+    cache: int | None,
     positions: Positions,
     pixels: str,
     revision: str | None,
@@ -134,6 +149,8 @@ def command(
         seed=seed,
         precision=precision,
         decoder_precision=decoder_precision,
+        decoder_engine=decoder_engine,
+        cache=cache,
         positions=positions,
         input=pixels,
         revision=revision,
@@ -149,6 +166,10 @@ def _print_summary(summary: ExportSummary) -> None:
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in summary.sizes.items() if name != "bundle")
     click.echo(f"vision tokens  {summary.tokens} -> {summary.keep} ({summary.keep / summary.tokens:.1%})")
     click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
+    if summary.cache:
+        click.echo(f"KV cache       {summary.cache} rows in a decoder engine")
+    if summary.engine_refused:
+        click.echo(f"note           {summary.engine_refused}")
     click.echo(f"time           {sum(summary.seconds.values()):.1f} s")
     click.echo(f"bundle         {summary.bundle}")
     click.echo(f"next           svdprune run {shlex.quote(str(summary.bundle))} --image PICTURE --prompt QUESTION")

@@ -72,7 +72,7 @@ def test_every_option_reaches_the_exporter(export, requests, tmp_path):
     words = (
         "llava --keep 10% --target jetson-orin --select maxmin --rank 8 --variance 0.9 --block 24 --iterations 5 "
         "--centre --seed 7 --precision fp16 --decoder-precision int4 --positions original --input float32 "
-        "--revision main --overwrite"
+        "--revision main --overwrite --decoder-engine none --cache 512"
     )
     result = export(*words.split(), "--out", tmp_path / "b")
     assert result.exit_code == 0, result.stderr
@@ -95,6 +95,8 @@ def test_every_option_reaches_the_exporter(export, requests, tmp_path):
             input="float32",
             revision="main",
             overwrite=True,
+            decoder_engine="none",
+            cache=512,
         )
     ]
 
@@ -105,6 +107,15 @@ def test_progress_and_the_closing_summary(export, requests):
     for words in ("576 -> 32 (5.6%)", "7.5 MB (vision 2.0 MB, decoder 5.0 MB)", "2.5 s", "my model-k32-cpu"):
         assert words in result.stdout
     assert "svdprune run 'my model-k32-cpu' --image" in result.stdout.splitlines()[-1]
+
+
+def test_the_summary_tells_of_the_decoder_engine(export, monkeypatch):
+    sizes = {"vision": 2_000_000, "decoder": 5_000_000, "decoder for engines": 2_500_000, "bundle": 9_500_000}
+    summary = exporter.ExportSummary(Path("b"), 576, 32, sizes, {}, cache=1024, engine_refused="JetPack 6.2 cannot")
+    monkeypatch.setattr(exporter, "export_model", lambda request, progress: summary)
+    shown = " ".join(export("mini-llava", "--keep", "32", "--target", "jetson-orin").stdout.split())
+    for words in ("decoder for engines 2.5 MB", "KV cache 1024 rows in a decoder engine", "note JetPack 6.2 cannot"):
+        assert words in shown
 
 
 def test_auto_says_what_it_found(export, requests, monkeypatch, tmp_path):
@@ -142,6 +153,8 @@ def test_refused_at_the_door(export, requests, options, words):
         ("--variance", "1.5"),
         ("--seed", "-1"),
         ("--rank", "x"),
+        ("--decoder-engine", "yes"),
+        ("--cache", "0"),
     ],
 )
 def test_values_no_option_takes_are_usage_errors(export, requests, options):

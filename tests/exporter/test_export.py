@@ -222,3 +222,4 @@ def test_the_manifest_says_how_it_was_made(tiny_llava: Path, tmp_path: Path) -> 
     }
     assert manifest["model"]["sha256"] == Checkpoint(tiny_llava).fingerprint()
     assert manifest["written_by"]["torch"] == torch.__version__
+    assert (manifest["decoder"]["engine"], manifest["decoder"]["engine_refused"]) == (None, None)  # no engine on a CPU
