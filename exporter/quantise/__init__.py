@@ -1,0 +1,9 @@
+"""8-bit vision graphs at export: `plan_quantisation`, `quantise_vision`, then `measured` with the reference model."""
+
+from __future__ import annotations
+
+from svdprune.exporter.quantise.agreement import measured
+from svdprune.exporter.quantise.plan import Plan, plan_quantisation
+from svdprune.exporter.quantise.vision import Quantised, quantise_vision
+
+__all__ = ["Plan", "Quantised", "measured", "plan_quantisation", "quantise_vision"]
