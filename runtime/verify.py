@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from svdprune.runtime.answer import Sight
+from svdprune.runtime.positions import policy_named
 from svdprune.runtime.verify_golden import Golden, read_golden
 from svdprune.runtime.verify_metrics import (
     DECODER_LIMITS,
@@ -86,25 +87,23 @@ def verify(
         BundleError: the bundle, or its golden case, is incomplete or changed.
         NumericalError: NaN or infinity on the way.
     """
-    vlm = load(bundle, vision, decoder, threads, checkpoint=checkpoint)
-    golden = read_golden(vlm.bundle)
-    if golden.positions != vlm.positions:
-        vlm = load(bundle, vision, decoder, threads, golden.positions, verify=False, checkpoint=checkpoint)
-    exact = golden.reference == "float32"
-    manifest = vlm.manifest
-    # A reference that was itself run in half precision cannot show float32 agreement.
-    precision = manifest.vision.precision
-    vision_limits = limits_for(VISION_LIMITS, "fp16" if precision == "fp32" and not exact else precision)
-    decoder_limits = limits_for(DECODER_LIMITS, decoder_precision(manifest, decoder) if exact else "int4")
-    report = VerifyReport(str(bundle), vision, decoder, golden.reference)
-    began = time.perf_counter()
-    sight = vlm.see(golden.picture)
-    seconds = time.perf_counter() - began
-    report.stages.append(kept_stage(sight.kept_indices, golden, vision_limits, seconds))
-    report.stages.append(features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
-    report.stages.append(logits_stage(vlm, sight, golden, decoder_limits))
-    whole = decoder_limits.answer and exact and precision == "fp32"
-    report.stages.append(_answer_stage(vlm, golden, whole))
+    with load(bundle, vision, decoder, threads, checkpoint=checkpoint) as vlm:
+        golden, manifest = read_golden(vlm.bundle), vlm.manifest
+        vlm.positions = policy_named(golden.positions)
+        exact = golden.reference == "float32"
+        # A reference that was itself run in half precision cannot show float32 agreement.
+        precision = manifest.vision.precision
+        vision_limits = limits_for(VISION_LIMITS, "fp16" if precision == "fp32" and not exact else precision)
+        decoder_limits = limits_for(DECODER_LIMITS, decoder_precision(manifest, decoder) if exact else "int4")
+        report = VerifyReport(str(bundle), vision, decoder, golden.reference)
+        began = time.perf_counter()
+        sight = vlm.see(golden.picture)
+        seconds = time.perf_counter() - began
+        report.stages.append(kept_stage(sight.kept_indices, golden, vision_limits, seconds))
+        report.stages.append(features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
+        report.stages.append(logits_stage(vlm, sight, golden, decoder_limits))
+        whole = decoder_limits.answer and exact and precision == "fp32"
+        report.stages.append(_answer_stage(vlm, golden, whole))
     return report
 
 
