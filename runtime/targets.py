@@ -39,6 +39,12 @@ class Release:
     opset: int
 
     @property
+    def title(self) -> str:
+        """TensorRT's version with the release that it comes in: "TensorRT 10.3 (JetPack 6.2)"."""
+        own = f"TensorRT {self.tensorrt}"
+        return own if self.name == own else f"{own} ({self.name})"
+
+    @property
     def traps(self) -> tuple[str, ...]:
         """What its parser does not take, a sentence each."""
         return tuple(f"{trap.sentence[:-1]}: {trap.remedy}." for trap in traps_of(self.tensorrt))

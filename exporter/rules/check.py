@@ -73,7 +73,7 @@ def check_graph(model: onnx.ModelProto | ir.Model | str | Path, version: str, ru
 def check_target(
     model: onnx.ModelProto | ir.Model | str | Path, target: Target, releases: tuple[Release, ...] | None = None
 ) -> dict[str, list[Violation]]:
-    """What each release of a target refuses, by the release's name; empty lists where it takes the graph.
+    """What each release of a target refuses, by the release's title; empty lists where it takes the graph.
 
     Args:
         releases: those to ask, where not all of the target's. TensorRT-RTX, which runs on some targets' GPUs, is asked
@@ -85,9 +85,7 @@ def check_target(
     view = _look(model)
     found = {}
     for release in asked:
-        found[f"TensorRT {release.tensorrt} ({release.name})" if release.name != f"TensorRT {release.tensorrt}" else release.name] = _check(
-            view, parse_version(release.tensorrt), TENSORRT
-        )
+        found[release.title] = _check(view, parse_version(release.tensorrt), TENSORRT)
     if target.tensorrt_rtx and target.releases[-1] in asked:
         found["TensorRT-RTX"] = _check(view, parse_version(target.releases[-1].tensorrt), TENSORRT_RTX)
     return found
