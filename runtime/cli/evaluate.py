@@ -155,7 +155,13 @@ def _model(
     steps(f"loading {model}", 0.0)
     found = locate(model)
     loaded = Model(found.checkpoint, model, device or "cpu", lambda note: steps(note, None))
-    keeps = list(dict.fromkeys(parse_keep(one, loaded.spec.tokens) for one in _listed(keep or _KEEPS)))
+    tokens = loaded.spec.tokens
+    if keep is None:
+        keeps = [count for count in map(int, _listed(_KEEPS)) if count < tokens]
+        if not keeps:
+            raise UserError(f"the model has {tokens} vision tokens, fewer than the usual counts: give --keep")
+    else:
+        keeps = list(dict.fromkeys(parse_keep(one, tokens) for one in _listed(keep)))
     return evaluate_model(
         loaded, found.id, source, contenders, keeps, policies, limit=limit, batch=batch or 64, progress=steps
     )

@@ -31,8 +31,13 @@ def test_the_bootstrap_covers_as_a_normal_interval_would_and_draws_whole_picture
 
 def test_partial_credit_takes_the_bootstrap() -> None:
     assert share_interval([1.0, 0.0, 1.0, 1.0], [0, 1, 2, 3]) == wilson(3, 4)
-    low, high = share_interval([1.0, 0.3, 0.6, 1.0], [0, 1, 2, 3])
-    assert 0.3 <= low < 0.725 < high <= 1.0 and (low, high) != wilson(2.9, 4)
+    assert share_interval([1.0, 0.3, 0.6, 1.0], [0, 1, 2, 3]) == wilson(2.9, 4)  # too few to draw from
+    low, high = share_interval([1.0, 0.3, 0.6, 1.0] * 5, range(20))
+    assert 0.5 < low < 0.725 < high < 0.95 and (low, high) != wilson(2.9 * 5, 20)
+
+
+def test_a_few_groups_give_their_range() -> None:
+    assert bootstrap_mean([0.0, 1.0, 4.0, 2.0], [0, 0, 1, 2]) == (0.5, 4.0)
 
 
 def test_f1() -> None:
