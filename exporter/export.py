@@ -8,19 +8,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from svdprune.exporter.build_script import write_build_script
 from svdprune.exporter.decoder import export_decoder
 from svdprune.exporter.decoder.engine_choice import plan_engine
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
+from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
+from svdprune.exporter.rules import DECODER_OPERATORS, check_target, refuse_violations, releases_with
 from svdprune.exporter.selection import SelectorConfig, parse_keep
 from svdprune.exporter.source import locate
 from svdprune.exporter.vision import OPSET, build_vision, save_graph
 from svdprune.runtime.bundle import write_bundle
-from svdprune.runtime.manifest import Manifest, ModelInfo, Positions, SelectorInfo, VisionInfo
+from svdprune.runtime.manifest import Manifest, ModelInfo, Positions, QuantisationInfo, SelectorInfo, VisionInfo
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.targets import check_precision, find_target
 from svdprune.runtime.text import TextProcessor
@@ -37,7 +41,8 @@ class ExportRequest:
 
     `out` None makes a folder `<model>-k<K>-<target>` in the working directory. `decoder_engine` is `auto` (the decoder
     graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
-    cache, prompt and answer together.
+    cache, prompt and answer together. `calibration_images` (a source's spec) and `sensitive` (`auto`, `none` or a count
+    of blocks left in float) are for the precisions int8 and fp8.
     """
 
     model: str
@@ -52,6 +57,8 @@ class ExportRequest:
     centre: bool = False
     seed: int = 0
     precision: str = "fp32"
+    calibration_images: str | None = None
+    sensitive: str | None = None
     decoder_precision: str = "fp32"
     decoder_engine: str = "auto"
     cache: int | None = None
@@ -66,7 +73,7 @@ class ExportSummary:
     """What was written: the bundle's folder, T and K, bytes and seconds of each part.
 
     `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
-    `engine_refused` as in the manifest.
+    `engine_refused` and `quantisation` as in the manifest.
     """
 
     bundle: Path
@@ -76,13 +83,15 @@ class ExportSummary:
     seconds: dict[str, float] = field(default_factory=dict)
     cache: int | None = None
     engine_refused: str | None = None
+    quantisation: QuantisationInfo | None = None
 
 
 def export_model(request: ExportRequest, progress: Progress = lambda stage, share: None) -> ExportSummary:
     """Export as `request` says. The bundle appears whole or not at all.
 
     Raises:
-        UserError: anything about the request, the checkpoint or the place to write that cannot be.
+        UserError: anything about the request, the checkpoint or the place to write that cannot be; a graph that a
+            TensorRT release of the target would refuse, with the node, the rule and what avoids it.
     """
     target = find_target(request.target)
     check_precision(target, request.precision)
@@ -109,22 +118,46 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
     text_config = checkpoint.config["text_config"]
     plan = plan_engine(target, request.decoder_engine, request.cache, text_config, keep)
     summary = ExportSummary(out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note)
+    raw = request.input == "uint8"
+    images = ImageSettings.from_json(image_values(checkpoint))
+    eight_bits = plan_quantisation(
+        request.precision,
+        target,
+        request.calibration_images,
+        request.sensitive,
+        images,
+        raw,
+        request.seed,
+        lambda note: progress(note, 0.05),
+    )
+    quantised = None
 
     with write_bundle(out, overwrite=request.overwrite) as bundle:
         with _timed(summary, "vision"):
-            graph = build_vision(
+            build = partial(
+                build_vision,
                 checkpoint,
                 family,
                 spec,
                 selector,
                 keep,
-                precision=request.precision,
-                raw=request.input == "uint8",
+                precision=eight_bits.float_type if eight_bits else request.precision,
+                raw=raw,
                 report=lambda stage: progress(stage, 0.1),
             )
-            progress("writing the vision graph", 0.3)
-            save_graph(graph, bundle.file("vision.onnx"))
-            del graph
+            if eight_bits:
+                quantised = quantise_vision(
+                    build,
+                    bundle.file("vision.onnx"),
+                    eight_bits,
+                    lambda stage, share: progress(stage, 0.15 + 0.2 * share),
+                )
+            else:
+                graph = build()
+                progress("writing the vision graph", 0.3)
+                save_graph(graph, bundle.file("vision.onnx"))
+                del graph
+            refuse_violations(check_target(bundle.path / "vision.onnx", target), "vision graph", target)
         with _timed(summary, "decoder"):
             progress("writing the decoder", 0.4)
             decoder = export_decoder(checkpoint, text_config, bundle.path / "decoder", request.decoder_precision)
@@ -133,11 +166,13 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             with _timed(summary, "decoder for engines"):
                 progress("writing the decoder for engines", 0.55)
                 engine = export_engine_decoder(checkpoint, text_config, bundle.path / "decoder", plan.cache)
+                able = releases_with(target, DECODER_OPERATORS)
+                found = check_target(bundle.path / engine.file, target, able)
+                refuse_violations(found, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
         processor = write_processor(checkpoint, bundle.path / "processor")
         with _timed(summary, "golden"):
             progress("answering the golden question with transformers", 0.7)
-            images = ImageSettings.from_json(image_values(checkpoint))
             text = TextProcessor(
                 (bundle.path / processor.tokenizer).read_text(encoding="utf-8"),
                 (bundle.path / processor.chat_template).read_text(encoding="utf-8"),
@@ -159,6 +194,9 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 text,
                 decoder.eos,
             )
+            if eight_bits and quantised:
+                progress("comparing first tokens with the float vision graph", 0.85)
+                summary.quantisation = measured(quantised, eight_bits, reference, text, spec.tokens, request.positions)
             del reference
         parts = {"vision": "vision.onnx*", "decoder": "decoder/model.onnx*", "embeddings": decoder.embedding}
         if decoder.engine:
@@ -170,7 +208,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             model=ModelInfo(source.id, family.name, source.revision, checkpoint.fingerprint()),
             vision=VisionInfo(
                 file="vision.onnx",
-                input="uint8" if request.input == "uint8" else "float32",
+                input="uint8" if raw else "float32",
                 height=spec.height,
                 width=spec.width,
                 grid=list(spec.grid),
@@ -180,8 +218,9 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 hidden=spec.hidden,
                 tap=spec.tap,
                 precision=request.precision,
-                opset=OPSET,
+                opset=quantised.opset if quantised else OPSET,
                 selector=SelectorInfo(**selector.manifest_fields()),  # type: ignore[arg-type]
+                quantisation=summary.quantisation,
             ),
             decoder=decoder,
             processor=processor,
@@ -190,6 +229,8 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             golden=golden,
             written_by={name: importlib.metadata.version(name) for name in WRITERS},
         )
+        if target.releases:
+            write_build_script(bundle.path, target, bundle.manifest)
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)
     return summary

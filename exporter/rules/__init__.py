@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from svdprune.exporter.rules.check import Violation, check_graph, check_target, refuse_violations
+from svdprune.exporter.rules.check import (
+    DECODER_OPERATORS,
+    Violation,
+    check_graph,
+    check_target,
+    refuse_violations,
+    releases_with,
+)
 
-__all__ = ["Violation", "check_graph", "check_target", "refuse_violations"]
+__all__ = ["DECODER_OPERATORS", "Violation", "check_graph", "check_target", "refuse_violations", "releases_with"]

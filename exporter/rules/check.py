@@ -18,6 +18,7 @@ from svdprune.runtime.targets import Release, Target, opset_limit
 from svdprune.runtime.traps import OLDEST, OLDEST_OPSET, TENSORRT, TENSORRT_RTX, TRAPS, Trap, Version, parse_version
 
 MAX_RANK = 8
+DECODER_OPERATORS = ("Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter")  # of the decoder for engines
 _OWN_DOMAINS = ("", "ai.onnx")
 _REFUSED_TYPES = frozenset(
     getattr(TensorProto, name)
@@ -89,6 +90,16 @@ def check_target(
     if target.tensorrt_rtx and target.releases[-1] in asked:
         found["TensorRT-RTX"] = _check(view, parse_version(target.releases[-1].tensorrt), TENSORRT_RTX)
     return found
+
+
+def releases_with(target: Target, operators: tuple[str, ...]) -> tuple[Release, ...]:
+    """Those releases of a target whose TensorRT knows the operators at all, the oldest first."""
+
+    def lacks(release: Release) -> bool:
+        refused = (t for t in TRAPS if t.name not in PREDICATES and t.holds(parse_version(release.tensorrt)))
+        return any(operator in trap.operators for trap in refused for operator in operators)
+
+    return tuple(release for release in target.releases if not lacks(release))
 
 
 def refuse_violations(found: dict[str, list[Violation]], graph: str, target: Target) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from svdprune.runtime.cli.app import Command
-from svdprune.runtime.cli.show import Steps, human_bytes
+from svdprune.runtime.cli.show import Steps, human_bytes, quantisation_facts
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.lazy import require
 from svdprune.runtime.machine import resolve_target
@@ -18,6 +18,7 @@ from svdprune.runtime.targets import AUTO, check_precision
 if TYPE_CHECKING:
     from svdprune.exporter.export import ExportSummary
     from svdprune.runtime.manifest import Positions
+    from svdprune.runtime.targets import Target
 
 # The slow imports come last, so that a missing package is told at once.
 _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
@@ -52,10 +53,20 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the start and of `random`.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8", "fp8"]),
     default="fp32",
     show_default=True,
-    help="Of the vision encoder; the selection is always fp32.",
+    help="Of the vision encoder; the selection is always fp32. int8 and fp8 leave the rest in fp32 on a CPU, else fp16.",
+)
+@click.option(
+    "--calibration-images",
+    metavar="SPEC",
+    help="Pictures that set the scales of int8 and fp8: a folder, or a source by name.  [default: drawn scenes]",
+)
+@click.option(
+    "--sensitive",
+    metavar="auto|none|N",
+    help="Blocks left in float by int8 and fp8: the fewest that keep the choice of tokens, or a count.  [default: auto]",
 )
 @click.option(
     "--decoder-precision",
@@ -107,6 +118,8 @@ def command(
     centre: bool,
     seed: int,
     precision: str,
+    calibration_images: str | None,
+    sensitive: str | None,
     decoder_precision: str,
     decoder_engine: str,
     cache: int | None,
@@ -148,6 +161,8 @@ def command(
         centre=centre,
         seed=seed,
         precision=precision,
+        calibration_images=calibration_images,
+        sensitive=sensitive,
         decoder_precision=decoder_precision,
         decoder_engine=decoder_engine,
         cache=cache,
@@ -158,18 +173,28 @@ def command(
     )
     with Steps() as steps:
         summary = export_model(request, steps)
-    _print_summary(summary)
+    _print_summary(summary, found.target, here=target == AUTO)
 
 
-def _print_summary(summary: ExportSummary) -> None:
-    """What was made, where it is, and the next command to type."""
+def _print_summary(summary: ExportSummary, target: Target, here: bool) -> None:
+    """What was made, where it is, and the next command to type; ``here``: this machine is the target."""
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in summary.sizes.items() if name != "bundle")
     click.echo(f"vision tokens  {summary.tokens} -> {summary.keep} ({summary.keep / summary.tokens:.1%})")
     click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
+    if summary.quantisation:
+        for name, fact in quantisation_facts(summary.quantisation):
+            click.echo(f"{name:<15}{fact}")
     if summary.cache:
         click.echo(f"KV cache       {summary.cache} rows in a decoder engine")
     if summary.engine_refused:
         click.echo(f"note           {summary.engine_refused}")
     click.echo(f"time           {sum(summary.seconds.values()):.1f} s")
     click.echo(f"bundle         {summary.bundle}")
-    click.echo(f"next           svdprune run {shlex.quote(str(summary.bundle))} --image PICTURE --prompt QUESTION")
+    bundle = shlex.quote(str(summary.bundle))
+    if target.releases and not here:
+        script = shlex.quote(f"{summary.bundle.resolve().name}/build.sh")
+        click.echo(f"next           copy {bundle} to the {target.device} and run there: sh {script}")
+    elif target.releases:
+        click.echo(f"next           svdprune build {bundle}")
+    else:
+        click.echo(f"next           svdprune run {bundle} --image PICTURE --prompt QUESTION")
