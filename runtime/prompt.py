@@ -94,7 +94,7 @@ class CachedPrompt:
         """The rows of a whole prompt; features on a GPU stay there, as a piece between two of text."""
         if isinstance(self._features, np.ndarray):
             return splice(ids, place, self._features, self._embed)
-        pieces = [self._embed(ids[:place]), self._features, self._embed(ids[place + 1 :])]
+        pieces: list[AnyArray] = [self._embed(ids[:place]), self._features, self._embed(ids[place + 1 :])]
         return [piece for piece in pieces if len(piece)]
 
     def _check_context(self, needed: int, rows: int) -> None:

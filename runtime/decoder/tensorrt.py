@@ -19,6 +19,7 @@ from svdprune.runtime.engines.device import Device
 from svdprune.runtime.engines.installation import Installation
 from svdprune.runtime.engines.open import check_tensors, open_engine
 from svdprune.runtime.engines.session import EngineSession, Pieces
+from svdprune.runtime.engines.tensors import Shape
 from svdprune.runtime.errors import BundleError, NumericalError, UserError
 from svdprune.runtime.manifest import DecoderInfo
 from svdprune.runtime.vision import check_finite
@@ -138,7 +139,7 @@ class EngineDecoder:
         """Rows of the KV cache, after a look at every size."""
         info, shapes = self.info, {name: tensor.shape for name, tensor in self.session.tensors.items()}
         rows = shapes[self.past[0]][2] if len(shapes[self.past[0]]) == 4 else 0
-        wanted = dict.fromkeys(self.past, (1, info.kv_heads, rows, info.head_dim))
+        wanted: dict[str, Shape] = dict.fromkeys(self.past, (1, info.kv_heads, rows, info.head_dim))
         wanted |= {"inputs_embeds": (1, -1, info.hidden), "logits": (1, 1, info.vocab)}
         for name, shape in wanted.items():
             if shapes[name] != shape:

@@ -48,7 +48,7 @@ class Buffer:
         """Its first bytes as a NumPy array; for pinned memory only."""
         raw = (ctypes.c_ubyte * self.nbytes).from_address(self.pointer)
         count = int(np.prod(shape))
-        return np.frombuffer(raw, dtype=dtype, count=count).reshape(shape)
+        return np.frombuffer(memoryview(raw), dtype=dtype, count=count).reshape(shape)
 
 
 class Loan:

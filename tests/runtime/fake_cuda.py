@@ -311,7 +311,7 @@ def run_engines(cuda: FakeCuda, trt: Any) -> None:
         key = hashlib.sha256(model).digest()
         if key not in sessions:
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
+            options.intra_op_num_threads, options.log_severity_level = 1, 3
             sessions[key] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in sessions[key].get_outputs()]
         return dict(zip(names, sessions[key].run(names, feeds), strict=True))
