@@ -56,7 +56,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     type=click.Choice(["fp32", "fp16", "int8", "fp8"]),
     default="fp32",
     show_default=True,
-    help="Of the vision encoder; the selection is always fp32. int8 and fp8 leave the rest in fp32 on a CPU, else fp16.",
+    help="Of the vision encoder; the selection is always fp32. What int8 and fp8 leave is fp32 on a CPU, else fp16.",
 )
 @click.option(
     "--calibration-images",
@@ -66,7 +66,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 @click.option(
     "--sensitive",
     metavar="auto|none|N",
-    help="Blocks left in float by int8 and fp8: the fewest that keep the choice of tokens, or a count.  [default: auto]",
+    help="Blocks that int8 and fp8 leave in float: as few as keep the choice of tokens, or N.  [default: auto]",
 )
 @click.option(
     "--decoder-precision",

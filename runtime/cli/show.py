@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from svdprune.runtime.manifest import QuantisationInfo
 
 
 def human_bytes(count: int) -> str:
@@ -23,6 +26,24 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def quantisation_facts(info: QuantisationInfo) -> list[tuple[str, str]]:
+    """What quantising the vision graph changed, for a person: (name, fact) lines."""
+    left = f"{len(info.float_blocks)} of {info.blocks} blocks in {info.float_type}"
+    if info.float_blocks:
+        left += f": {', '.join(info.float_blocks)}"
+    if info.target_met is False:
+        left += "; the wanted overlap was not reached: consider fp16, or other calibration pictures"
+    return [
+        ("quantised", f"scales from {info.calibrated_on} pictures of {info.source} (rule {info.ranges}), {left}"),
+        (
+            "it changed",
+            f"on {info.pictures} other pictures: {info.overlap:.1%} of the kept set the same (worst "
+            f"{info.worst_overlap:.1%}), cosine of the tokens {info.cosine:.5f}, {info.agreement:.1%} of first tokens "
+            f"the same, size {info.size_ratio:.2f} of {info.float_type}",
+        ),
+    ]
 
 
 def print_json(value: Any) -> None:
