@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from svdprune.runtime.cli.app import Command
-from svdprune.runtime.cli.show import human_bytes, print_json, print_table
+from svdprune.runtime.cli.show import human_bytes, print_json, print_table, quantisation_facts
 from svdprune.runtime.engines.installation import TITLES
 from svdprune.runtime.errors import UserError
 
@@ -97,6 +97,7 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
         ("positions", manifest.positions),
         ("picture", f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches"),
         ("vision graph", f"{vision.precision}, opset {vision.opset}"),
+        *(quantisation_facts(vision.quantisation) if vision.quantisation else []),
         ("selects on", f"hidden state {vision.tap}, {vision.channels} channels"),
         ("vision nodes", parts),
         (

@@ -118,6 +118,21 @@ def test_the_summary_tells_of_the_decoder_engine(export, monkeypatch):
         assert words in shown
 
 
+@pytest.mark.parametrize(("name", "device"), [("jetson-orin", "Jetson AGX Orin 64GB"), ("rtx-40", "GeForce RTX 4090")])
+def test_a_bundle_for_another_device_says_to_copy_it_there(export, requests, name, device):
+    result = export("mini-llava", "--keep", "32", "--target", name)
+    last = result.stdout.splitlines()[-1]
+    assert last.split(maxsplit=1)[0] == "next"
+    assert last.endswith(f"copy 'my model-k32-cpu' to the {device} and run there: sh 'my model-k32-cpu/build.sh'")
+
+
+def test_a_bundle_for_this_machine_says_to_build_it_here(export, requests, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "DEVICE_TREE", tmp_path / "model")
+    (tmp_path / "model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    result = export("mini-llava", "--keep", "32")
+    assert result.stdout.splitlines()[-1].endswith(" svdprune build 'my model-k32-cpu'")
+
+
 def test_auto_says_what_it_found(export, requests, monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "DEVICE_TREE", tmp_path / "none")
     monkeypatch.setattr(machine, "_nvidia_gpus", lambda: [("NVIDIA GeForce RTX 4070", 89)])
@@ -147,7 +162,7 @@ def test_refused_at_the_door(export, requests, options, words):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--precision", "fp8"),
+        ("--precision", "fp4"),
         ("--rank", "0"),
         ("--variance", "0"),
         ("--variance", "1.5"),
