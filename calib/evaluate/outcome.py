@@ -46,4 +46,4 @@ def mean_outcome(runs: Sequence[Outcome]) -> Outcome:
         values = [getattr(run, name) for run in runs]
         return None if None in values else float(np.mean(values))
 
-    return replace(runs[0], **{name: mean(name) for name in ("score", "same", "matched", "kl")})
+    return replace(runs[0], score=mean("score"), same=mean("same"), matched=mean("matched"), kl=mean("kl"))

@@ -123,8 +123,8 @@ def _row(
         if one.kind is not None:
             kinds.setdefault(one.kind, []).append(one)
     name = "score" if labelled else "same"
-    per_seed = [_mean(runs, name) for runs in lists] if len(lists) > 1 else []
-    spread = None if not per_seed or None in per_seed else (min(per_seed), max(per_seed))  # type: ignore[type-var]
+    per_seed = [mean for runs in lists if (mean := _mean(runs, name)) is not None]
+    spread = (min(per_seed), max(per_seed)) if len(per_seed) > 1 else None
     return Row(
         selector=key.selector,
         keep=key.keep,

@@ -159,6 +159,8 @@ class Judge:
 class _Rows:
     """The language model with the picture in its cache: one row for each view and question, views outermost."""
 
+    _cache: Any = None
+
     def __init__(self, model: Model, views: Sequence[View], prompts: Sequence[list[int]]) -> None:
         self._model = model
         self.place = picture_place(prompts[0], model.text.image_token_id)
@@ -167,7 +169,6 @@ class _Rows:
         embeds = torch.stack([torch.cat([before, view.rows]) for view in views])  # (views, n, H)
         positions = torch.from_numpy(np.stack([layout.span(0, self.place + 1) for layout in layouts]))
         self._mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
-        self._cache: Any = None
         self._run(embeds, positions.to(model.device))
         self._cache.batch_repeat_interleave(len(prompts))
         self._mask = self._mask.repeat_interleave(len(prompts), 0)

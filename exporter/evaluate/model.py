@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -50,10 +50,10 @@ class Model:
         self.checkpoint, self.device = checkpoint, torch.device(device)
         self.family = family_of(checkpoint.config, where)
         self.spec = self.family.describe(checkpoint)
-        self._reference: Any = load_reference(checkpoint, report).to(self.device)
-        self.language: Any = self._reference.model.language_model
-        self.head: Any = self._reference.lm_head
-        self.dtype = next(self._reference.parameters()).dtype
+        reference = load_reference(checkpoint, report).to(self.device)
+        self.language: Any = cast(Any, reference).model.language_model
+        self.head: Any = reference.lm_head
+        self.dtype = next(reference.parameters()).dtype
         self.encoder = self.family.encoder(checkpoint).to(self.device, self.dtype)
         self.projector = self.family.projector(checkpoint).to(self.device, self.dtype)
         self._others: dict[int | str, torch.nn.Module] = {}
