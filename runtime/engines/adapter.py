@@ -14,7 +14,7 @@ from typing import Any
 from svdprune.runtime.engines.faults import explain
 from svdprune.runtime.engines.installation import TITLES, Installation
 from svdprune.runtime.engines.key import Profile
-from svdprune.runtime.engines.progress import BuildLog, Progress, first_line
+from svdprune.runtime.engines.progress import BuildLog, Progress, causes, first_line
 from svdprune.runtime.errors import MissingDependency, SvdpruneError, UserError
 from svdprune.runtime.lazy import require
 
@@ -128,7 +128,7 @@ class TensorRt(Installation):
         where, said = "", log.errors
         if parser.num_errors:
             error = parser.get_error(0)
-            said = [error.desc(), *said]
+            said = causes([error.desc(), *said])
             node = error.node_name() if hasattr(error, "node_name") else ""
             operator = error.node_operator() if hasattr(error, "node_operator") else ""
             where = f" at node {node} ({operator})" if node or operator else ""

@@ -82,13 +82,18 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     ),
     # ---- memory ------------------------------------------------------------------------------------------------------
     (
-        r"within workspace limit|insufficient workspace|sufficient workspace memory",
+        r"within workspace limit|due to insufficient workspace",
         "an operation of the graph needs more than the workspace limit: give a larger --workspace, or none",
     ),
     (
         r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|could not be allocated|bad_alloc|insufficient memory",
         "memory ran out: close other programs (a desktop takes about 1 GB), add swap, give --workspace a smaller "
         "limit, build one part at a time (--part vision), or export with fewer tokens or a smaller model",
+    ),
+    (
+        r"Could not find any implementation.*sufficient workspace memory|"
+        r"sufficient workspace memory.*Could not find any implementation",
+        "an operation of the graph needs more than the workspace limit: give a larger --workspace, or none",
     ),
     (
         r"Could not find any implementation for node ([^\s,()]+)",

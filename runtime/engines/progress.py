@@ -13,6 +13,7 @@ from svdprune.runtime.engines.faults import explain
 from svdprune.runtime.errors import UserError
 
 _LAYER = re.compile(r"^Name: .*LayerType:", re.MULTILINE)  # how the builder lists the layers of a finished engine
+_NO_DRIVER = re.compile(r"cudaError 35\b")
 _BYTES = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -49,10 +50,11 @@ class BuildLog:
 
     def fault(self, doing: str) -> str:
         """A sentence on why ``doing`` ("building the vision engine") failed."""
-        known = explain("\n".join([*self.errors, *self.warnings]))
+        errors = causes(self.errors)
+        known = explain("\n".join([*errors, *self.warnings]))
         if known:
             return f"{doing} failed: {known}"
-        said = first_line(self.errors[0]) if self.errors else "TensorRT gave no reason"
+        said = first_line(errors[0]) if errors else "TensorRT gave no reason"
         return f"{doing} failed ({said}): `svdprune build --log FILE` keeps all that TensorRT says"
 
 
@@ -90,6 +92,8 @@ class Progress:
         if name in names:
             del self._phases[names.index(name) :]
         self.phase = self._phases[-1][0] if self._phases else name
+        if not self._phases:
+            self.share = 1.0
         self._measure()
 
     def _measure(self) -> None:
@@ -98,6 +102,15 @@ class Progress:
         for name, steps in reversed(self._phases):
             share = min(1.0, (self._done.get(name, 0) + share) / steps)
         self.share = max(self.share, share)
+
+
+def causes(errors: list[str]) -> list[str]:
+    """The errors without those that tell of a missing driver, where there are others.
+
+    TensorRT-RTX builds without a driver, and after any other error it also complains that there is none.
+    """
+    others = [error for error in errors if not _NO_DRIVER.search(error)]
+    return others or errors
 
 
 def first_line(text: str) -> str:

@@ -100,6 +100,7 @@ def run_watched(work: Callable[[], T], progress: Progress, watch: MemoryWatch, r
 
     thread = threading.Thread(target=run, name="build", daemon=True)
     try:
+        report(step, None)
         thread.start()
         while thread.is_alive():
             thread.join(_TICK)
