@@ -101,7 +101,7 @@ class CachedPrompt:
         if self._capacity is not None and rows > self._capacity:
             raise UserError(
                 f"the prompt has {rows:,} tokens, the decoder engine's cache {self._capacity:,} rows: "
-                "ask a shorter question, start a new chat, prune harder, or export with a longer cache"
+                "ask a shorter question, start a new chat, prune harder, or export with a larger --cache"
             )
         if needed <= self._context:
             return

@@ -171,7 +171,7 @@ class EngineState:
         if self._length + rows > capacity:
             raise UserError(
                 f"the decoder engine's cache holds {capacity:,} rows, {self._length:,} are taken and {rows:,} more are "
-                "wanted: ask a shorter question, start a new chat, or export with a longer cache"
+                "wanted: ask a shorter question, start a new chat, or export with a larger --cache"
             )
         self._cache = self._cache or decoder.lend_cache(self)
         pieces: list[AnyArray] = [embeds] if isinstance(embeds, np.ndarray) else list(embeds)

@@ -13,7 +13,7 @@ from svdprune.runtime.engines.faults import explain
 from svdprune.runtime.engines.installation import Installation
 from svdprune.runtime.engines.lane import EngineFault, Lane
 from svdprune.runtime.engines.progress import BuildLog, first_line
-from svdprune.runtime.engines.tensors import Profile, Shape, Tensor
+from svdprune.runtime.engines.tensors import Profile, Shape, Tensor, choose_profile
 from svdprune.runtime.errors import BundleError
 
 _MOST_GRAPHS = 4  # sets of shapes that keep a context and a graph; each costs memory beside the shared one
@@ -48,10 +48,9 @@ class Contexts:
 
     def find(self, shapes: Mapping[str, Shape], repeats: bool) -> Lane | None:
         """The lane for these shapes of all inputs, made when first needed; None where no profile takes them."""
-        fitting = [profile for profile in self._profiles if profile.takes(shapes)]
-        if not fitting:
+        profile = choose_profile(self._profiles, shapes)
+        if profile is None:
             return None
-        profile = min(fitting, key=lambda item: item.room)
         free = tuple((name, shape) for name, shape in sorted(shapes.items()) if -1 in self._tensors[name].shape)
         key: tuple[str, object] = ("shapes", free)
         known = sum(kind == "shapes" for kind, _ in self._lanes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimisation profile: least and greatest shape of each input, by name."""
+    """An optimisation profile: the least, the likely (it is tuned for that) and the greatest shape of each input."""
 
     index: int
     least: dict[str, Shape]
+    likely: dict[str, Shape]
     most: dict[str, Shape]
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
@@ -57,7 +58,7 @@ class Profile:
 
     @property
     def room(self) -> int:
-        """How many numbers its greatest inputs hold: of two profiles that take a shape, the smaller is tuned closer."""
+        """How many numbers its greatest inputs hold."""
         return sum(int(np.prod(shape)) for shape in self.most.values())
 
 
@@ -91,12 +92,18 @@ def read_profiles(engine: Any, tensors: Mapping[str, Tensor]) -> list[Profile]:
     inputs = [tensor for tensor in tensors.values() if tensor.is_input]
     profiles = []
     for index in range(max(1, engine.num_optimization_profiles)):
-        least, most = {}, {}
+        least, likely, most = {}, {}, {}
         for tensor in inputs:
             if -1 in tensor.shape:
-                low, _, high = engine.get_tensor_profile_shape(tensor.name, index)
-                least[tensor.name], most[tensor.name] = tuple(low), tuple(high)
+                shapes = engine.get_tensor_profile_shape(tensor.name, index)
+                least[tensor.name], likely[tensor.name], most[tensor.name] = map(tuple, shapes)
             else:
-                least[tensor.name] = most[tensor.name] = tensor.shape
-        profiles.append(Profile(index, least, most))
+                least[tensor.name] = likely[tensor.name] = most[tensor.name] = tensor.shape
+        profiles.append(Profile(index, least, likely, most))
     return profiles
+
+
+def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> Profile | None:
+    """The profile tuned for exactly these shapes, else the first of the smallest ones; None where none takes them."""
+    fitting = [profile for profile in profiles if profile.takes(shapes)]
+    return min(fitting, key=lambda item: (item.likely != shapes, item.room), default=None)

@@ -46,8 +46,8 @@ def open_session(fakes: tuple[FakeCuda, Any], folder: Path) -> Iterator[Opener]:
     cuda, trt = fakes
     opened: list[EngineSession] = []
 
-    def open_part(part: str, batch: int = 2, **options: Any) -> EngineSession:
-        data = tiny_engines.build(folder, part, trt.__name__, batch=batch).path.read_bytes()
+    def open_part(part: str, batch: int = 2, alike: bool = True, **options: Any) -> EngineSession:
+        data = tiny_engines.build(folder, part, trt.__name__, batch=batch, alike=alike).path.read_bytes()
         alias = ALIAS if part == "decoder" else None
         opened.append(EngineSession(find_tensorrt(trt.__name__), data, Device(), part, alias=alias, **options))
         return opened[-1]
@@ -239,12 +239,15 @@ def test_tensors_updated_in_place(open_session: Opener, fakes: tuple[FakeCuda, A
     np.testing.assert_array_equal(caches[0]["past.1.key"].host(), caches[1]["past.1.key"].host())
 
 
-def test_the_tightest_profile_is_taken(open_session: Opener, fakes: tuple[FakeCuda, Any]) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_profile_that_is_tuned_for_a_shape_is_taken(
+    open_session: Opener, fakes: tuple[FakeCuda, Any], alike: bool
+) -> None:
     profiles: list[int] = []
     trt = fakes[1]
     execute = trt.fake.execute
     trt.fake.execute = lambda execution: profiles.append(execution.profile) or execute(execution)
-    session = open_session("decoder")
+    session = open_session("decoder", alike=alike)
     cache = session.allocate(ALIAS.values(), "the KV cache")
     rows = np.zeros((3, tiny.HIDDEN), np.float32)
     session.run(decoder_feeds(rows, 0), in_place=cache)

@@ -143,11 +143,14 @@ def engine_bundle(path: Path, cache: int = CACHE, nan_below: float | None = None
     return path
 
 
-def build(path: Path, part: str, name: str = "tensorrt", sm: int = 87, batch: int = 2, rows: int = CACHE) -> EngineFile:
+def build(
+    path: Path, part: str, name: str = "tensorrt", sm: int = 87, batch: int = 2, rows: int = CACHE, alike: bool = True
+) -> EngineFile:
     """Build an engine by the fake that is installed, and put it into the bundle.
 
     Args:
         path: the bundle. batch: most pictures at once. rows: most rows of the decoder at once.
+        alike: its second profile takes as many, and not one alone; either way it is tuned for one.
     """
     bundle = open_bundle(path)
     info, trt = bundle.manifest, find_tensorrt(name)
@@ -162,7 +165,7 @@ def build(path: Path, part: str, name: str = "tensorrt", sm: int = 87, batch: in
         file = info.decoder.engine.file
         profiles = [
             {"inputs_embeds": tuple((1, n, tiny.HIDDEN) for n in most), "position_ids": tuple((1, n) for n in most)}
-            for most in ((1, min(16, rows), rows), (1, 1, 1))
+            for most in ((1, min(16, rows), rows), (1, 1, rows if alike else 1))
         ]
     network = trt.network_from_onnx(path / file)
     data = trt.build(network, trt.config(network, profiles), BuildLog(), Progress(), f"building the {part} engine")
