@@ -17,6 +17,7 @@ from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference, reference_vision
+from svdprune.exporter.rules import Violation, check_target
 from svdprune.exporter.selection import SelectorConfig, selector_names
 from svdprune.exporter.vision import build_vision, save_graph
 from svdprune.runtime import load
@@ -168,6 +169,48 @@ def test_ctrl_c_in_mid_export_leaves_nothing(tiny_llava: Path, tmp_path: Path, m
     monkeypatch.setattr(exporter, "write_golden", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_model(ExportRequest(str(tiny_llava), "4", rank=4, out=tmp_path / "bundle"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_for_a_jetson_holds_the_step_that_is_left(tiny_llava: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    export_model(ExportRequest(str(tiny_llava), "4", rank=4, target="jetson-orin", cache=200, out=out))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "build.sh" in manifest["files"]
+    assert "JetPack 6.2" in manifest["decoder"]["engine_refused"]  # the oldest release lacks the operators
+    assert manifest["decoder"]["engine"]["cache"] == 200  # the others have them
+    script = (out / "build.sh").read_text()
+    assert "# Target jetson-orin" in script
+    assert "inputs_embeds:1x200x48" in script
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("vision.onnx", ("the vision graph cannot become an engine on jetson-orin", "for TensorRT 10.3 (JetPack 6.2)")),
+        ("engine.onnx", ("the decoder graph for engines cannot", "for TensorRT 10.16 (JetPack 7.2)")),
+    ],
+)
+def test_a_graph_that_a_release_refuses_is_not_shipped(
+    tiny_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, words: tuple[str, ...]
+) -> None:
+    spoilt = onnx.helper.make_node("Unique", ["x"], ["y"], name="odd")
+
+    def spoil(place: Path) -> None:
+        model = onnx.load(place, load_external_data=False)
+        model.graph.node.append(spoilt)
+        onnx.save(model, place)
+
+    def check(place: Path, *arguments: object) -> dict[str, list[Violation]]:
+        if place.name == part:
+            spoil(place)
+        return check_target(place, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporter, "check_target", check)
+    with pytest.raises(UserError) as caught:
+        export_model(ExportRequest(str(tiny_llava), "4", rank=4, target="jetson-orin", cache=200, out=tmp_path / "b"))
+    for said in (*words, "node 'odd' (Unique) breaks the rule data-dependent", "--select leverage"):
+        assert said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

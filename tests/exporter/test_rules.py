@@ -10,11 +10,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svdprune.exporter.rules import check_graph, check_target, refuse_violations
+from svdprune.exporter.decoder.engine_choice import FIRST_TENSORRT
+from svdprune.exporter.rules import DECODER_OPERATORS, check_graph, check_target, refuse_violations, releases_with
 from svdprune.exporter.rules.check import WHOLE
 from svdprune.exporter.rules.predicates import PREDICATES
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.targets import RELEASES, find_target
+from svdprune.runtime.targets import RELEASES, TARGETS, find_target
 from svdprune.runtime.traps import TENSORRT_RTX, TRAPS, parse_version
 from tests.exporter.rule_graphs import BREAKS, KEEPS, model
 
@@ -62,6 +63,15 @@ def test_what_the_decoder_needs_comes_by_release() -> None:
     assert "attention" not in rules(attention, "10.14")
     assert "decoder-operators" in rules(cache, "10.14")
     assert rules(cache, "10.16") == rules(cache, "11.4") == set()
+
+
+def test_the_decoder_is_planned_for_the_releases_that_have_its_operators() -> None:
+    for target in TARGETS.values():
+        able = releases_with(target, DECODER_OPERATORS)
+        assert able == tuple(release for release in target.releases if parse_version(release.tensorrt) >= FIRST_TENSORRT)
+    orin = releases_with(find_target("jetson-orin"), DECODER_OPERATORS)
+    assert [release.tensorrt for release in orin] == ["10.16", "11.4"]
+    assert releases_with(find_target("jetson-orin"), ("MatMul",)) == find_target("jetson-orin").releases
 
 
 def test_a_violation_names_node_rule_and_remedy() -> None:
