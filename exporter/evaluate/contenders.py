@@ -21,6 +21,7 @@ VARIANT_NAMES = (
     "leverage:centre",
     "leverage:variance=0.9",
     "leverage:variance=0.99",
+    "leverage:tap=-1",
     "leverage:tap=projected",
 )
 """What `variants` stands for."""

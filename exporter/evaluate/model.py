@@ -63,10 +63,10 @@ class Model:
 
     def add_tap(self, tap: int) -> None:
         """Prepare to score features of another hidden state, `tap` counted as the config's vision_feature_layer."""
-        if "vision_feature_layer" not in self.checkpoint.config:
-            raise UserError(f"the family {self.family.name} does not name its tap by a layer: leave out tap={tap}")
         other = Checkpoint(self.checkpoint.folder)
         other.config["vision_feature_layer"] = tap
+        if self.family.describe(other).tap != tap:
+            raise UserError(f"the family {self.family.name} does not name its tap by a layer: leave out tap={tap}")
         self._others[tap] = self.family.encoder(other).to(self.device, self.dtype)
 
     @torch.no_grad()
