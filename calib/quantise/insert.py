@@ -37,7 +37,8 @@ def quantise_all(
     nothing else changes, and the names of nodes and values stay. The opset is raised where the scheme needs it.
 
     Args:
-        graph: float32 or float16. ranges: of each site's activation.
+        graph: float32 or float16, opset 18 or later: from there on a later opset changes no operator's meaning.
+        ranges: of each site's activation.
         rule: how an activation's range is set, see ``Magnitudes.range``; weights take theirs from their largest, or
             from their spread by the rule ``distribution``.
         narrow_weights: 8-bit integer weights use 7 of their bits. x86 CPUs without VNNI instructions add pairs of
