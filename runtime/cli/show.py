@@ -51,9 +51,15 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on stdout; on a terminal it fits the window, elsewhere it takes the width it needs."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, tight: bool = False
+) -> None:
+    """A table on stdout; on a terminal it fits the window, elsewhere it takes the width it needs.
+
+    A ``tight`` one has no edge: four columns narrower, and nothing above and below it.
+    """
     table = Table(*columns, title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table.show_edge = table.pad_edge = not tight
     for row in rows:
         table.add_row(*row)
     stdout_console().print(table)
