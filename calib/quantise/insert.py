@@ -47,7 +47,7 @@ def quantise_all(
     model = onnx.load(str(graph))
     half = any(i.data_type == onnx.TensorProto.FLOAT16 and len(i.dims) > 1 for i in model.graph.initializer)
     number: type[np.floating[Any]] = np.float16 if half else np.float32
-    floor = float(np.finfo(number).tiny)  # smaller scales would lose digits, or be taken for 0
+    floor = float(np.finfo(number).tiny)  # smaller scales lose digits, and ONNX Runtime takes them for 1 at some point
     for entry in model.opset_import:
         if entry.domain == "":
             entry.version = max(entry.version, scheme.opset(half))
