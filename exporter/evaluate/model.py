@@ -33,33 +33,24 @@ class Seen:
         return (self.tokens, self.attention) if tap is None else self.taps[tap]
 
 
-class Model:
-    """The parts of a checkpoint that an evaluation runs, in float32 where that fits the memory.
+class Eyes:
+    """The vision part of a checkpoint alone; of its weights, no others are read.
 
     Attributes:
-        spec: the vision part's sizes.
-        language, head: the language model and its output projection, as transformers builds them.
-        text: tokenizer and chat template.
-        eos: ids that end an answer.
-        device: where all of it lies.
+        spec: its sizes.
+        device, dtype: where it lies and what it computes in.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, where: str, device: str = "cpu", report: Any = lambda note: None
+        self, checkpoint: Checkpoint, where: str, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.checkpoint, self.device = checkpoint, torch.device(device)
+        self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.family = family_of(checkpoint.config, where)
         self.spec = self.family.describe(checkpoint)
-        reference = load_reference(checkpoint, report).to(self.device)
-        self.language: Any = cast(Any, reference).model.language_model
-        self.head: Any = reference.lm_head
-        self.dtype = next(reference.parameters()).dtype
         self.encoder = self.family.encoder(checkpoint).to(self.device, self.dtype)
         self.projector = self.family.projector(checkpoint).to(self.device, self.dtype)
         self._others: dict[int | str, torch.nn.Module] = {}
         self.images = ImageSettings.from_json(image_values(checkpoint))
-        self.text = _text(checkpoint)
-        self.eos = _ends(checkpoint)
 
     def add_tap(self, tap: int) -> None:
         """Prepare to score features of another hidden state, `tap` counted as the config's vision_feature_layer."""
@@ -92,6 +83,27 @@ class Model:
     def rows(self, seen: Seen, kept: torch.Tensor) -> torch.Tensor:
         """Projected features (K, H) of the tokens `kept` (K,)."""
         return self.projector(seen.tokens[:, kept.to(self.device)])[0]
+
+
+class Model(Eyes):
+    """The parts of a checkpoint that an evaluation runs, in float32 where that fits the memory.
+
+    Attributes:
+        language, head: the language model and its output projection, as transformers builds them.
+        text: tokenizer and chat template.
+        eos: ids that end an answer.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, where: str, device: str = "cpu", report: Any = lambda note: None
+    ) -> None:
+        family_of(checkpoint.config, where).describe(checkpoint)  # what is not supported is told before the weights
+        reference = load_reference(checkpoint, report).to(torch.device(device))
+        super().__init__(checkpoint, where, device, next(reference.parameters()).dtype)
+        self.language: Any = cast(Any, reference).model.language_model
+        self.head: Any = reference.lm_head
+        self.text = _text(checkpoint)
+        self.eos = _ends(checkpoint)
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
