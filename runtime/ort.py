@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +45,38 @@ def open_session(path: Path, threads: int | None, provider: str = CPU, profile: 
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    providers = [provider] if provider == CPU else [provider, CPU]
+    providers: list[Any] = [CPU]
+    faults = ort_errors()
+    if provider != CPU:
+        # Its default rounds the factors of float32 products to ten bits: it ruins the choice of tokens (docs/fidelity.md).
+        providers = [(provider, {"use_tf32": "0"}), CPU]
+        faults = (*faults, RuntimeError, ValueError)
+        _preload(onnxruntime)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except ort_errors() as error:
+        # Without this, a session whose GPU fails prints a line and goes on by the CPU, at the start and in any run.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except faults as error:
+        if provider != CPU and re.search("cuda|cudnn|cublas", str(error), re.IGNORECASE):
+            raise UserError(
+                f"{provider} does not start on this machine ({_first_line(error)}): check the driver and the CUDA "
+                "libraries, or use the backend `onnxruntime`"
+            ) from error
         raise BundleError(
             f"{path} does not load in onnxruntime {onnxruntime.__version__} ({_first_line(error)}): "
             "upgrade onnxruntime, or export the bundle again"
         ) from error
-    if provider not in session.get_providers():  # onnxruntime falls back to the CPU on its own
+    if provider not in session.get_providers():  # libraries that are missing are a warning to onnxruntime
         raise UserError(
             f"{provider} does not start on this machine: check the driver and the CUDA libraries, "
             "or use the backend `onnxruntime`"
         )
     return session
+
+
+def _preload(onnxruntime: Any) -> None:
+    """Load the CUDA libraries that pip installed, which no search path names; its complaints are for stderr."""
+    with redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
