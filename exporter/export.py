@@ -19,7 +19,7 @@ from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
-from svdprune.exporter.rules import DECODER_OPERATORS, check_target, refuse_violations, releases_with
+from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import SelectorConfig, parse_keep
 from svdprune.exporter.source import locate
 from svdprune.exporter.vision import OPSET, build_vision, save_graph
@@ -166,8 +166,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             with _timed(summary, "decoder for engines"):
                 progress("writing the decoder for engines", 0.55)
                 engine = export_engine_decoder(checkpoint, text_config, bundle.path / "decoder", plan.cache)
-                able = releases_with(target, DECODER_OPERATORS)
-                found = check_target(bundle.path / engine.file, target, able)
+                found = check_target(bundle.path / engine.file, target, plan.releases)
                 refuse_violations(found, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
         processor = write_processor(checkpoint, bundle.path / "processor")

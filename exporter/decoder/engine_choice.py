@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdprune.exporter.decoder.config import decoder_config
+from svdprune.exporter.rules import DECODER_OPERATORS, releases_with
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.targets import Release, Target
-
-# Attention came with TensorRT 10.14; the update of a KV cache, RotaryEmbedding and RMSNormalization with 10.15.
-FIRST_TENSORRT = (10, 15)
 
 # Rows of the cache unless asked otherwise: a prompt of a few hundred tokens, the picture's, and a chat's answers.
 _ROWS, _ROWS_BESIDE_PICTURE = 2048, 1024
@@ -21,13 +19,14 @@ LEAST_TEXT = 64  # rows that a question with its chat template and a short answe
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """`cache` is the rows of the graph's KV cache, None where no graph is written.
+    """`cache` is the rows of the graph's KV cache, None where no graph is written; `releases` those that can build it.
 
     `note` is the manifest's `decoder.engine_refused`: which releases cannot use the graph or why there is none.
     """
 
     cache: int | None
     note: str | None
+    releases: tuple[Release, ...] = ()
 
 
 def plan_engine(target: Target, wanted: str, rows: int | None, text_config: dict[str, Any], keep: int) -> EnginePlan:
@@ -45,12 +44,13 @@ def plan_engine(target: Target, wanted: str, rows: int | None, text_config: dict
     """
     if wanted not in ("auto", "none"):
         raise UserError(f"unknown choice {wanted!r} for the decoder engine: auto or none")
-    lacking = [release for release in target.releases if not _has_operators(release)]
-    if wanted == "auto" and len(lacking) < len(target.releases):
+    able = releases_with(target, DECODER_OPERATORS)
+    lacking = [release for release in target.releases if release not in able]
+    if wanted == "auto" and able:
         context = decoder_config(text_config).context
         if rows is not None:
             check_cache(rows, context, keep)
-        return EnginePlan(rows or default_cache(context, keep), _note(lacking) if lacking else None)
+        return EnginePlan(rows or default_cache(context, keep), _note(lacking) if lacking else None, able)
     note = None  # without TensorRT there is nothing to say
     if target.releases:
         note = _note(lacking) if wanted == "auto" else f"it was exported with --decoder-engine none: {_CHAINED}"
@@ -84,16 +84,6 @@ def check_cache(cache: int, context: int, keep: int) -> None:
         )
 
 
-def _has_operators(release: Release) -> bool:
-    if release.tensorrt is None:
-        return False
-    return tuple(int(part) for part in release.tensorrt.split(".")) >= FIRST_TENSORRT
-
-
 def _note(lacking: Sequence[Release]) -> str:
-    names = " and ".join(f"{release.name} (TensorRT {release.tensorrt or 'unknown'})" for release in lacking)
-    first = ".".join(map(str, FIRST_TENSORRT))
-    return (
-        f"{names} cannot build the decoder engine, whose TensorScatter, RotaryEmbedding and RMSNormalization came with "
-        f"TensorRT {first}: there {_CHAINED}"
-    )
+    names = " and ".join(release.title for release in lacking)
+    return f"{names} cannot build the decoder engine, whose {', '.join(DECODER_OPERATORS)} are newer: there {_CHAINED}"

@@ -85,8 +85,8 @@ class StaticOperators(DecoderOperators):
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """See `DecoderOperators`. Keys and values are the whole cache, (1, kv_heads, C, head_dim)."""
         write_index, mask = where
-        keys = self.op("TensorScatter", [past[0], key, write_index], present[0], axis=2)
-        values = self.op("TensorScatter", [past[1], value, write_index], present[1], axis=2)
+        keys = self.op("TensorScatter", [past[0], key, write_index], present[0])  # axis -2
+        values = self.op("TensorScatter", [past[1], value, write_index], present[1])
         rows = self.op("Attention", [query, keys, values, mask], f"{name}/heads")  # (1, heads, N, head_dim)
         joined = self.constant("join_heads", np.array([0, 0, -1], np.int64))
         turned = self.op("Transpose", [rows], f"{name}/rows", perm=[0, 2, 1, 3])

@@ -29,15 +29,15 @@ def test_without_tensorrt_there_is_nothing_to_write_or_to_say(target: Any, text:
 @pytest.mark.parametrize("name", ["rtx-30", "rtx-40", "rtx-50", "a100", "h100"])
 def test_where_every_release_has_the_operators_nothing_is_refused(name: str, text: dict[str, Any]) -> None:
     plan = plan_engine(TARGETS[name], "auto", None, text, keep=4)
-    assert (plan.cache, plan.note) == (CONTEXT, None)
+    assert (plan.cache, plan.note, plan.releases) == (CONTEXT, None, TARGETS[name].releases)
 
 
 @pytest.mark.parametrize(
     ("name", "lacking"),
     [
-        ("jetson-orin-nano", "JetPack 6.2 (TensorRT 10.3) cannot"),
-        ("jetson-orin", "JetPack 6.2 (TensorRT 10.3) cannot"),
-        ("jetson-thor", "JetPack 7.1 (TensorRT 10.13) cannot"),
+        ("jetson-orin-nano", "TensorRT 10.3 (JetPack 6.2) cannot build"),
+        ("jetson-orin", "TensorRT 10.3 (JetPack 6.2) cannot build"),
+        ("jetson-thor", "TensorRT 10.13 (JetPack 7.1) cannot build"),
     ],
 )
 def test_old_releases_of_a_target_are_named_and_the_new_ones_served(
@@ -49,6 +49,7 @@ def test_old_releases_of_a_target_are_named_and_the_new_ones_served(
     assert plan.note.startswith(lacking)
     assert plan.note.endswith("there the vision engine is chained to ONNX Runtime's decoder")
     assert "7.2" not in plan.note
+    assert all(release.name.startswith("JetPack 7.2") for release in plan.releases)
 
 
 def test_a_target_with_old_releases_only_gets_none(text: dict[str, Any]) -> None:
@@ -59,9 +60,7 @@ def test_a_target_with_old_releases_only_gets_none(text: dict[str, Any]) -> None
     plan = plan_engine(old, "auto", None, text, keep=4)
     assert plan.cache is None
     assert plan.note is not None
-    assert "JetPack 6.2 (TensorRT 10.3)" in plan.note
-    unknown = dataclasses.replace(old, releases=(dataclasses.replace(orin.releases[0], tensorrt=None),))
-    assert plan_engine(unknown, "auto", None, text, keep=4).cache is None
+    assert "TensorRT 10.3 (JetPack 6.2)" in plan.note
 
 
 def test_none_is_none_and_the_manifest_will_say_so(text: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def test_both_decoders_are_written_and_share_the_embedding_table(tiny_llava: Pat
     assert verify(out).passed
     inspected = CliRunner().invoke(group, ["inspect", str(out)], catch_exceptions=False)
     lines = " ".join(inspected.stdout.split())
-    assert "decoder for engines fp16, opset 24, KV cache of 96 rows; JetPack 6.2 (TensorRT 10.3) cannot" in lines
+    assert "decoder for engines fp16, opset 24, KV cache of 96 rows; TensorRT 10.3 (JetPack 6.2) cannot" in lines
 
 
 def test_the_graph_gives_the_golden_logits(tiny_llava: Path, tmp_path: Path) -> None:
