@@ -21,7 +21,7 @@ from svdprune.runtime.decoder import BACKENDS as DECODERS
 from svdprune.runtime.decoder import open_decoder
 from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.positions import Layout, picture_place, splice
+from svdprune.runtime.positions import Layout, picture_place, policy_named, splice
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
 from svdprune.runtime.profile.runners import Call, CallRunner, Feed, pixels_of, polygraphy, quiet
 from svdprune.runtime.verify_compare import Difference, Value, differences
@@ -208,7 +208,7 @@ def _steps(bundle: Bundle, golden: Golden) -> list[Feed]:
     embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
     ids = golden.prompt_ids
     place = picture_place(ids, manifest.processor.image_token_id)
-    layout = Layout(place, golden.kept, manifest.vision.tokens, golden.positions)
+    layout = Layout(place, golden.kept, manifest.vision.tokens, policy_named(golden.positions))
     steps = [{"rows": splice(ids, place, golden.features, embed), "positions": layout.span(0, len(ids))}]
     for number, token in enumerate(golden.answer_ids, len(ids)):
         steps.append({"rows": embed([token]), "positions": layout.span(number, number + 1)})
@@ -232,12 +232,12 @@ def _decoder(side: Side) -> Iterator[Call]:
 def _run(ours: Side, theirs: Side, part: str, feeds: list[Feed]) -> list[list[Any]]:
     """Both sides one after the other in Polygraphy's comparator; of each, the outputs of every feed."""
     hidden = ours.bundle.manifest.decoder.hidden
-    inputs = (
-        {"pixels": pixels_of(ours.bundle.manifest.vision)}
-        if part == "vision"
-        else {"rows": ((None, hidden), np.dtype(np.float32)), "positions": ((None,), np.dtype(np.int64))}
-    )
-    opened = _vision if part == "vision" else _decoder
+    inputs: dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]
+    if part == "vision":
+        opened, inputs = _vision, {"pixels": pixels_of(ours.bundle.manifest.vision)}
+    else:
+        numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
+        opened, inputs = _decoder, {"rows": ((None, hidden), numbers), "positions": ((None,), whole)}
     runners = [CallRunner(name, inputs, partial(opened, side)) for name, side in (("ours", ours), ("theirs", theirs))]
     results = polygraphy("polygraphy.comparator").Comparator.run(runners, data_loader=feeds)
     return [iterations for _, iterations in results.items()]

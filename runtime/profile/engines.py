@@ -10,7 +10,10 @@ from typing import Any
 
 from svdprune.runtime.arrays import AnyArray
 from svdprune.runtime.engines.adapter import TensorRt, find_tensorrt
+from svdprune.runtime.engines.build import profiles_of
 from svdprune.runtime.engines.device import Device
+from svdprune.runtime.engines.installation import Installation
+from svdprune.runtime.engines.key import BuildOptions
 from svdprune.runtime.engines.open import open_engine
 from svdprune.runtime.engines.progress import BuildLog, Progress
 from svdprune.runtime.engines.session import EngineSession
@@ -49,11 +52,10 @@ def unpruned_engine(vlm: Vlm, graph: Path, stack: ExitStack) -> Graph:
 def _build(trt: TensorRt, vlm: Vlm, graph: Path, device: Device) -> Any:
     options = find_engine(vlm.bundle, "vision", trt, device.sm, verify=False).key.options
     network, log = trt.network_from_onnx(graph), BuildLog()
-    (name, shape), *_ = network.inputs.items()
-    least, likely, most = ((size, *shape[1:]) for size in options.get("batch", (1, 1, 1)))
+    least, likely, most = options.get("batch", (1, 1, 1))
     config = trt.config(
         network,
-        [{name: (least, likely, most)}],
+        profiles_of(vlm.bundle, "vision", BuildOptions((least, likely, most)), network.inputs),
         sm=None if trt.needs_gpu else device.sm,
         workspace=options.get("workspace"),
         level=options.get("level"),
@@ -77,5 +79,5 @@ def _stored_layers(vlm: Vlm, feed: Feed, runs: int, warm_up: int) -> LayerTable:
         return _layers(engine.trt, engine.data, engine.host_code, feed, runs, warm_up)
 
 
-def _layers(trt: TensorRt, data: Any, host_code: bool, feed: Feed, runs: int, warm_up: int) -> LayerTable:
+def _layers(trt: Installation, data: Any, host_code: bool, feed: Feed, runs: int, warm_up: int) -> LayerTable:
     return engine_layers(trt, trt.deserialize(data, host_code=host_code), feed, runs, warm_up)

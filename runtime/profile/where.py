@@ -9,7 +9,7 @@ from pathlib import Path
 
 from svdprune.runtime.engines.adapter import RUNTIMES, find_tensorrt
 from svdprune.runtime.engines.installation import TITLES
-from svdprune.runtime.machine import resolve_target
+from svdprune.runtime.machine import local_gpu, power_mode
 from svdprune.runtime.profile.report import Where
 from svdprune.runtime.vlm import Vlm
 
@@ -36,12 +36,19 @@ def where(vision: str, decoder: str, threads: int | None, versions: dict[str, st
     on_cpu = {vision, decoder} <= _CPU_BACKENDS
     return Where(
         kind="CPU" if on_cpu else "GPU",
-        processor=_processor() if on_cpu else resolve_target("auto").found.removeprefix("found "),
+        processor=_processor() if on_cpu else _gpu(),
         cores=_cores(),
         threads=threads,
         load=_load(),
         versions={**found, **versions},
     )
+
+
+def _gpu() -> str:
+    """The GPU, with a Jetson's power mode, without which its figures say little."""
+    gpu, mode = local_gpu(), power_mode()
+    name = "a GPU that the driver does not name" if gpu is None else f"{gpu.name} (sm {gpu.sm})"
+    return f"{name}, power mode {mode}" if mode else name
 
 
 def backend_versions(vlm: Vlm) -> dict[str, str]:

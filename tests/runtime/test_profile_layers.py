@@ -12,6 +12,7 @@ from golden import golden_bundle
 
 from svdprune.runtime.engines.adapter import find_tensorrt
 from svdprune.runtime.errors import SvdpruneError
+from svdprune.runtime.machine import Gpu
 from svdprune.runtime.profile import trt_layers
 from svdprune.runtime.profile.layers import layer_table, part_of
 from svdprune.runtime.profile.measure import Plan, profile
@@ -149,7 +150,9 @@ def test_the_inspector_tells_what_a_layer_is_made_of(monkeypatch):
 def test_an_engine_is_profiled_whole(tmp_path, monkeypatch, polygraphy_runs):
     """Vision and decoder as engines: both arms run, the unpruned engine is built on the spot and nothing is left."""
     cuda, trt = tiny_engines.machine(monkeypatch)
-    monkeypatch.setattr("svdprune.runtime.profile.where.resolve_target", lambda name: _found())
+    gpu = Gpu("a fake", 87, True, None, None)
+    monkeypatch.setattr("svdprune.runtime.profile.where.local_gpu", lambda: gpu)
+    monkeypatch.setattr("svdprune.runtime.profile.where.power_mode", lambda: "MAXN")
     path = golden_bundle(tiny_engines.engine_bundle(tmp_path / "engines"), tmp_path / "golden")
     for part in ("vision", "decoder"):
         tiny_engines.build(path, part)
@@ -158,16 +161,9 @@ def test_an_engine_is_profiled_whole(tmp_path, monkeypatch, polygraphy_runs):
     trt.fake.execute = lambda execution: execution.stream == 1 or compute(execution)  # 1: of `Runner`, without memory
     report = profile(path, "tensorrt", "tensorrt", plan=Plan(3, 1, 2))
     assert (report.pruned.prompt, report.unpruned.prompt) == (report.pruned.prompt, report.pruned.prompt + 12)
-    assert report.where.kind == "GPU" and report.where.processor == "a fake"
+    assert report.where.kind == "GPU" and report.where.processor == "a fake (sm 87), power mode MAXN"
     assert report.where.versions["TensorRT"] == "10.3.0"
     assert report.pruned.layers is not None and report.unpruned.layers is not None
     assert "selection" not in report.pruned.stages and "not told apart" in report.pruned.notes[0]
     assert (cuda.held, len(cuda.pinned), cuda._streams) == (0, 0, set())
     assert sorted(path.rglob("*")) == before
-
-
-def _found():
-    from svdprune.runtime.machine import Detection
-    from svdprune.runtime.targets import TARGETS
-
-    return Detection(TARGETS["jetson-orin"], "found a fake")
