@@ -68,7 +68,8 @@ def smallest_passing(grid: Sequence[int], measure: Callable[[int], float], wishe
         if high - low > 1:
             place = (low + high) // 2
         else:
-            above = [place for place in range(high + 1, min(high + 1 + CONFIRM, len(grid))) if grid[place] not in values]
+            near = range(high + 1, min(high + 1 + CONFIRM, len(grid)))
+            above = [place for place in near if grid[place] not in values]
             if not above:
                 break
             place = above[0]

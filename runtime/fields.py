@@ -13,7 +13,7 @@ from svdprune.runtime.errors import BundleError
 T = TypeVar("T")
 
 
-def read_fields(kind: type[T], content: Any, file: str, where: str = "") -> T:
+def read_fields(kind: type[T], content: Any, file: str, where: str = "", again: str = "export the bundle again") -> T:
     """Build a dataclass from a JSON object.
 
     Args:
@@ -22,6 +22,7 @@ def read_fields(kind: type[T], content: Any, file: str, where: str = "") -> T:
         content: what ``json.loads`` gave.
         file: the file's name, for the message.
         where: the dotted name of ``content`` inside the file, "" for the whole.
+        again: what to do when a field is missing.
 
     Raises:
         BundleError: naming the file and the field.
@@ -33,20 +34,20 @@ def read_fields(kind: type[T], content: Any, file: str, where: str = "") -> T:
     values = {}
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         if item.name in content:
-            values[item.name] = _value(hints[item.name], content[item.name], file, prefix + item.name)
+            values[item.name] = _value(hints[item.name], content[item.name], file, prefix + item.name, again)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise BundleError(f"{file}: the field {prefix}{item.name} is missing: export the bundle again")
+            raise BundleError(f"{file}: the field {prefix}{item.name} is missing: {again}")
     unknown = sorted(set(content) - set(hints))
     if unknown:
         raise BundleError(f"{file}: the field {prefix}{unknown[0]} is not known to this svdprune: upgrade svdprune")
     return kind(**values)
 
 
-def _value(hint: Any, value: Any, file: str, where: str) -> Any:
+def _value(hint: Any, value: Any, file: str, where: str, again: str) -> Any:
     """``value`` checked against one type hint, and converted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # only ever `X | None`
-        return None if value is None else _value(arguments[0], value, file, where)
+        return None if value is None else _value(arguments[0], value, file, where, again)
     if origin is Literal:
         if value not in arguments:
             choices = ", ".join(map(str, arguments))
@@ -54,12 +55,12 @@ def _value(hint: Any, value: Any, file: str, where: str) -> Any:
         return value
     if origin is list:
         _require(isinstance(value, list), file, where, "a list", value)
-        return [_value(arguments[0], item, file, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_value(arguments[0], item, file, f"{where}[{index}]", again) for index, item in enumerate(value)]
     if origin is dict:
         _require(isinstance(value, dict), file, where, "an object", value)
-        return {key: _value(arguments[1], item, file, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: _value(arguments[1], item, file, f"{where}[{key!r}]", again) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
-        return read_fields(hint, value, file, where)  # type: ignore[arg-type]
+        return read_fields(hint, value, file, where, again)  # type: ignore[arg-type]
     if hint is float:
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), file, where, "a number", value)
         return float(value)
