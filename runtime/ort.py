@@ -48,7 +48,7 @@ def open_session(path: Path, threads: int | None, provider: str = CPU, profile: 
     providers: list[Any] = [CPU]
     faults = ort_errors()
     if provider != CPU:
-        # Its default rounds the factors of float32 products to ten bits: it ruins the choice of tokens (docs/fidelity.md).
+        # Its default rounds factors of float32 products to ten bits: that ruins the choice of tokens, docs/fidelity.md
         providers = [(provider, {"use_tf32": "0"}), CPU]
         faults = (*faults, RuntimeError, ValueError)
         _preload(onnxruntime)

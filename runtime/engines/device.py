@@ -45,7 +45,6 @@ class Device:
         name: "NVIDIA Thor".
         sm: compute capability times ten.
         integrated: whether it shares its memory with the CPU (Jetson).
-        stream: handle of the stream that all work goes to.
 
     Raises:
         MissingDependency: the binding is not installed.
@@ -68,9 +67,20 @@ class Device:
         name = self.call("cudaGetDeviceProperties", 0).name
         self.name = name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
         handle = self.call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
-        self.stream = int(handle)
+        self._stream = int(handle)
         self._closed = weakref.finalize(self, _destroy_stream, self._cuda, handle)
         self._closed.atexit = False
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that all work goes to.
+
+        Raises:
+            UserError: the device was closed.
+        """
+        if not self._closed.alive:
+            raise UserError("the GPU was closed: copy what is wanted of it to the host before that")
+        return self._stream
 
     # ---- memory ------------------------------------------------------------------------------------------------------
     def memory(self) -> tuple[int, int]:

@@ -116,8 +116,10 @@ class EngineSession:
 
         Raises:
             EngineFault, CudaError: the run failed.
-            UserError: a shape that the engine was not built for.
+            UserError: a shape that the engine was not built for, or the session was closed.
         """
+        if self._engine is None:
+            raise UserError(f"{self.where} was closed: load the bundle again")
         held = in_place or {}
         shapes: dict[str, Shape] = {name: tuple(feed.shape) for name, feed in {**inputs, **held}.items()}
         wanted = {name for name, tensor in self.tensors.items() if tensor.is_input}

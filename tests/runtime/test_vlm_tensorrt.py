@@ -94,6 +94,11 @@ def test_an_earlier_picture_can_be_asked_about_later(built: Built) -> None:
             wanted = reference.ask(tiny.picture(seed), "What?", max_new_tokens=6)
             assert vlm.ask(sights[seed], "What?", max_new_tokens=6).token_ids == wanted.token_ids
         assert cuda.copies["DeviceToHost"] < 3 * 1000 + 18 * tiny.VOCAB * 4
+    for sight, words in ((sights[0], "the GPU was closed"), (sights[2], "what this array belongs to was closed")):
+        with pytest.raises(UserError, match=words):
+            _ = sight.features
+    with pytest.raises(UserError, match="closed"):
+        vlm.see(tiny.picture())
 
 
 def test_one_answer_after_another_allocates_nothing(built: Built) -> None:
