@@ -35,6 +35,10 @@ fail() {
     exit 2
 }
 
+note() {
+    printf 'build.sh: note: %s\n' "$1" >&2
+}
+
 # check_release MAJOR MINOR: refuse a TensorRT older than any that the graphs were checked for.
 check_release() {
     case "$1$2" in
@@ -47,7 +51,7 @@ check_release() {
     fi
     case " $releases " in
         *" $number "*) ;;
-        *) printf 'build.sh: note: this is TensorRT %s.%s, the graphs were checked for %s\n' "$1" "$2" @CHECKED_Q@ >&2 ;;
+        *) note "this is TensorRT $1.$2, the graphs were checked for @CHECKED@" ;;
     esac
 }
 
@@ -156,7 +160,6 @@ def build_script(target: Target, manifest: Manifest) -> str:
         "DEVICE": target.device,
         "SM": str(target.sm),
         "CHECKED": checked,
-        "CHECKED_Q": shlex.quote(checked),
         "RELEASES": " ".join(str(_number(release.tensorrt)) for release in target.releases),
         "OLDEST": names[0],
         "RTX": "yes" if target.tensorrt_rtx else "no",
@@ -219,7 +222,7 @@ def _command(part: str, words: list[str]) -> str:
     if [ $((major * 1000 + minor)) -ge 10015 ]; then
         {line}
     else
-        printf 'build.sh: note: no decoder engine, its operators came with TensorRT 10.15\\n' >&2
+        note "no decoder engine, its operators came with TensorRT 10.15"
     fi"""
 
 

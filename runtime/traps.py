@@ -20,7 +20,7 @@ OLDEST_OPSET = 9  # what every release reads (TensorRT's ONNX opset guide)
 MATRIX = "onnx-tensorrt, docs/operators.md of 9.2, 10.15 and 11.2"
 CHANGES = "onnx-tensorrt, docs/Changelog.md"
 PARSER = "TensorRT-RTX 1.7's parser (tests/exporter/test_rules_parser.py)"
-GUIDE = "TensorRT documentation"
+GUIDE = "TensorRT's support matrices and ONNX opset guide"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,12 @@ TRAPS = (
     Trap("opset", "The opset must lie within what the release reads.", "export at opset 18", GUIDE),
     Trap("rank", "A tensor has at most 8 dimensions.", "merge dimensions with Reshape", PARSER),
     # ---- types -----------------------------------------------------------------------------------------------------
-    Trap("type", "int16, uint16, uint32, uint64, complex and string tensors are refused.", "use int32, int64 or a float", PARSER),
+    Trap(
+        "type",
+        "int16, uint16, uint32, uint64, complex and string tensors are refused.",
+        "use int32, int64 or a float",
+        PARSER,
+    ),
     Trap("double", "Double becomes float without a word.", "export float32 or float16 (--precision fp32)", MATRIX),
     Trap(
         "uint8",
@@ -136,8 +141,20 @@ TRAPS = (
         MATRIX,
     ),
     # ---- single operators ------------------------------------------------------------------------------------------
-    Trap("topk-constant", "K of TopK must be a constant.", "fix the count of tokens (--keep 32)", GUIDE, operators=("TopK",)),
-    Trap("topk-limit", "TopK takes at most 3840 elements.", "keep fewer tokens (--keep 3840)", MATRIX, operators=("TopK",)),
+    Trap(
+        "topk-constant",
+        "K of TopK must be a constant: as an input it would need a profile of values.",
+        "fix the count of tokens (--keep 32)",
+        PARSER,
+        operators=("TopK",),
+    ),
+    Trap(
+        "topk-limit",
+        "TopK takes at most 3840 elements.",
+        "keep fewer tokens (--keep 3840)",
+        MATRIX,
+        operators=("TopK",),
+    ),
     Trap("topk-sorted", "TopK needs sorted=1.", "set sorted to 1", MATRIX, operators=("TopK",)),
     Trap(
         "resize",
@@ -204,7 +221,14 @@ TRAPS = (
         MATRIX,
         operators=("Squeeze", "Unsqueeze"),
     ),
-    Trap("pad-axes", "Pad takes no axes.", "pad every axis, by 0 where nothing is added", CHANGES, last=(10, 3), operators=("Pad",)),
+    Trap(
+        "pad-axes",
+        "Pad takes no axes.",
+        "pad every axis, by 0 where nothing is added",
+        CHANGES,
+        last=(10, 3),
+        operators=("Pad",),
+    ),
     Trap(
         "constant-input",
         "The axis of CumSum and the depth of OneHot must be constants.",
@@ -212,7 +236,9 @@ TRAPS = (
         MATRIX,
         operators=("CumSum", "OneHot"),
     ),
-    Trap("eyelike", "EyeLike needs a fixed shape.", "put the matrix in as an initialiser", MATRIX, operators=("EyeLike",)),
+    Trap(
+        "eyelike", "EyeLike needs a fixed shape.", "put the matrix in as an initialiser", MATRIX, operators=("EyeLike",)
+    ),
     Trap(
         "outputs",
         "Only the first output of these operators is there.",

@@ -21,8 +21,7 @@ MAX_RANK = 8
 DECODER_OPERATORS = ("Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter")  # of the decoder for engines
 _OWN_DOMAINS = ("", "ai.onnx")
 _REFUSED_TYPES = frozenset(
-    getattr(TensorProto, name)
-    for name in ("INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128")
+    getattr(TensorProto, name) for name in ("INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128")
 )
 
 
@@ -49,7 +48,9 @@ class Violation:
         return f"{self.where} breaks the rule {self.rule} ({said}; {self.detail}): {self.remedy}"
 
 
-def check_graph(model: onnx.ModelProto | ir.Model | str | Path, version: str, runtime: str = TENSORRT) -> list[Violation]:
+def check_graph(
+    model: onnx.ModelProto | ir.Model | str | Path, version: str, runtime: str = TENSORRT
+) -> list[Violation]:
     """Everything in a graph that a TensorRT release would refuse, or read in another sense.
 
     Bodies of Loop, Scan and If and the model's own functions are looked at too. Weights stay on the disk.

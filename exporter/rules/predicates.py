@@ -90,7 +90,10 @@ def _topk_sorted(site: Site) -> str | None:
 
 @predicate("resize")
 def _resize(site: Site) -> str | None:
-    for name, refused in (("antialias", (1,)), ("coordinate_transformation_mode", ("tf_crop_and_resize", "half_pixel_symmetric"))):
+    for name, refused in (
+        ("antialias", (1,)),
+        ("coordinate_transformation_mode", ("tf_crop_and_resize", "half_pixel_symmetric")),
+    ):
         if site.attribute(name) in refused:
             return f"{name} is {site.attribute(name)}"
     policy = site.attribute("keep_aspect_ratio_policy", "stretch")

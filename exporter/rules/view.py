@@ -65,7 +65,9 @@ class Scope:
                 if node.op_type in ("Shape", "Size"):
                     shape = self.shape(node.input[0])
                     return shape is not None and None not in shape
-                return all(scope.is_fixed(i) for i in node.input if i) and not any(a.HasField("g") for a in node.attribute)
+                return all(scope.is_fixed(i) for i in node.input if i) and not any(
+                    a.HasField("g") for a in node.attribute
+                )
         return False
 
 
@@ -84,7 +86,11 @@ class Site:
     @property
     def label(self) -> str:
         """The node as a person finds it: by its name, or by what it makes."""
-        name = f"node '{self.node.name}'" if self.node.name else f"the node that makes '{next(iter(self.node.output), '')}'"
+        name = (
+            f"node '{self.node.name}'"
+            if self.node.name
+            else f"the node that makes '{next(iter(self.node.output), '')}'"
+        )
         return f"{name} ({self.op}){self.scope.where}"
 
     @property

@@ -59,7 +59,9 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
             f"({_ROPE}, int64[1,8] p) => (float16[1,2,8,64] y) {{ y = RotaryEmbedding(x, c, s, p) }}", 23
         ),
     },
-    "windows": {"HannWindow": model("(float[16] x) => (float[16] y) <int64 n={16}> { w = HannWindow(n) y = Mul(x, w) }")},
+    "windows": {
+        "HannWindow": model("(float[16] x) => (float[16] y) <int64 n={16}> { w = HannWindow(n) y = Mul(x, w) }")
+    },
     "stft": {
         "STFT": model(
             "(float[1,64,1] x) => (float[1,7,9,2] y) <int64 s={8}, int64 n={16}> { y = STFT<onesided=1>(x, s, , n) }"
@@ -112,7 +114,9 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
         ),
     },
     "topk-sorted": {
-        "not sorted": model("(float[2,64] x) => (float[2,8] y) <int64[1] k={8}> { y, i = TopK<axis=1, sorted=0>(x, k) }")
+        "not sorted": model(
+            "(float[2,64] x) => (float[2,8] y) <int64[1] k={8}> { y, i = TopK<axis=1, sorted=0>(x, k) }"
+        )
     },
     "resize": {
         "antialias": model(
@@ -130,7 +134,7 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
     },
     "scatter-reduction": {
         "ScatterND": model(
-            "(float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND<reduction=\"add\">(x, i, u) }", 16
+            '(float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND<reduction="add">(x, i, u) }', 16
         ),
         "ScatterElements": model(
             f'({_SQUARE}, float[4,4] u) => (float[4,4] y) {{ y = ScatterElements<axis=1, reduction="add">(x, i, u) }}'
@@ -140,9 +144,13 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
         "opset 18": model("(float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND(x, i, u) }")
     },
     "einsum": {
-        "ellipsis": model('(float[2,3,4] x, float[2,4,5] z) => (float[2,3,5] y) { y = Einsum<equation="...ij,...jk->...ik">(x, z) }'),
+        "ellipsis": model(
+            '(float[2,3,4] x, float[2,4,5] z) => (float[2,3,5] y) { y = Einsum<equation="...ij,...jk->...ik">(x, z) }'
+        ),
         "diagonal": model('(float[4,4] x) => (float[4] y) { y = Einsum<equation="ii->i">(x) }'),
-        "broadcast": model('(float[1,4] x, float[3,4] z) => (float[3,4] y) { y = Einsum<equation="ij, ij->ij">(x, z) }'),
+        "broadcast": model(
+            '(float[1,4] x, float[3,4] z) => (float[3,4] y) { y = Einsum<equation="ij, ij->ij">(x, z) }'
+        ),
     },
     "einsum-letters": {
         "capitals": model('(float[2,4] x, float[2,4] z) => (float[2,2] y) { y = Einsum<equation="Ij,Kj->IK">(x, z) }')
@@ -183,7 +191,8 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
     "training": {
         "Dropout": model("(float[2,4] x) => (float[2,4] y) <float r={0.5}, bool t={1}> { y = Dropout(x, r, t) }"),
         "BatchNormalization": model(
-            "(float[2,3,4,4] x, float[3] s) => (float[2,3,4,4] y) { y, a, b = BatchNormalization<training_mode=1>(x, s, s, s, s) }"
+            "(float[2,3,4,4] x, float[3] s) => (float[2,3,4,4] y) "
+            "{ y, a, b = BatchNormalization<training_mode=1>(x, s, s, s, s) }"
         ),
     },
     "dilations": {
@@ -209,7 +218,8 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
     },
     "tensorscatter-form": {
         "3 dimensions": model(
-            "(float16[1,8,64] c, float16[1,1,64] u, int64[1] w) => (float16[1,8,64] y) { y = TensorScatter(c, u, w) }", 24
+            "(float16[1,8,64] c, float16[1,1,64] u, int64[1] w) => (float16[1,8,64] y) { y = TensorScatter(c, u, w) }",
+            24,
         ),
         "another axis": model(
             "(float16[1,2,8,64] c, float16[1,1,8,64] u, int64[1] w) => (float16[1,2,8,64] y) "
@@ -218,9 +228,7 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
         ),
     },
     "rotary-positions": {
-        "int32": model(
-            f"({_ROPE}, int32[1,8] p) => (float16[1,2,8,64] y) {{ y = RotaryEmbedding(x, c, s, p) }}", 23
-        ),
+        "int32": model(f"({_ROPE}, int32[1,8] p) => (float16[1,2,8,64] y) {{ y = RotaryEmbedding(x, c, s, p) }}", 23),
     },
     "qdq-zero": {
         "int8": model(
@@ -233,7 +241,10 @@ BREAKS: dict[str, dict[str, onnx.ModelProto]] = {
         ),
     },
     "qdq-type": {
-        "int32 bias": model("(float[4] x) => (float[4] y) <int32[4] q={1,2,3,4}, float s={0.5}> { b = DequantizeLinear(q, s) y = Add(x, b) }"),
+        "int32 bias": model(
+            "(float[4] x) => (float[4] y) <int32[4] q={1,2,3,4}, float s={0.5}> "
+            "{ b = DequantizeLinear(q, s) y = Add(x, b) }"
+        ),
         "16 bits": model(
             "(float[2,4] x) => (float[2,4] y) <float s={0.5}, uint16 z={0}> "
             "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
@@ -258,9 +269,15 @@ KEEPS: dict[str, onnx.ModelProto] = {
     "TopK of int64": model("(int64[2,64] x) => (int64[2,8] y) <int64[1] k={8}> { y, i = TopK<axis=1>(x, k) }"),
     "TopK of one dimension": model("(float[64] x) => (float[8] y) <int64[1] k={8}> { y, i = TopK<axis=0>(x, k) }"),
     "8 dimensions": model("(float[1,1,1,1,1,1,1,2] x) => (float[1,1,1,1,1,1,1,2] y) { y = Abs(x) }"),
-    "GatherND in a batch": model("(float[2,8,4] x, int64[2,3,1] i) => (float[2,3,4] y) { y = GatherND<batch_dims=1>(x, i) }"),
-    "ScatterND at opset 17": model("(float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND(x, i, u) }", 17),
-    "Einsum": model('(float[2,3,4] x, float[2,4,5] z) => (float[2,3,5] y) { y = Einsum<equation="bij,bjk->bik">(x, z) }'),
+    "GatherND in a batch": model(
+        "(float[2,8,4] x, int64[2,3,1] i) => (float[2,3,4] y) { y = GatherND<batch_dims=1>(x, i) }"
+    ),
+    "ScatterND at opset 17": model(
+        "(float[4] x, int64[2,1] i, float[2] u) => (float[4] y) { y = ScatterND(x, i, u) }", 17
+    ),
+    "Einsum": model(
+        '(float[2,3,4] x, float[2,4,5] z) => (float[2,3,5] y) { y = Einsum<equation="bij,bjk->bik">(x, z) }'
+    ),
     "Pow of floats": model("(float[2,4] x) => (float[2,4] y) <float e={2.0}> { y = Pow(x, e) }"),
     "Reduce": model("(float[2,4] x) => (float[2,1] y) <int64[1] a={1}> { y = ReduceSum<keepdims=1>(x, a) }"),
     "Reduce by a Constant": model(

@@ -58,7 +58,7 @@ def device(tmp_path: Path):
             place = self.programs / "trtexec"
             place.write_text(
                 f"#!/bin/sh\necho '&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b1]'\n"
-                f"[ \"$1\" != --help ] || {{ echo '{'  --stronglyTyped  Create' if typed else '  --onnx=<file>'}'; exit 0; }}\n"
+                f"[ \"$1\" != --help ] || {{ echo '{'--stronglyTyped' if typed else '--onnx=<file>'}'; exit 0; }}\n"
                 f'printf "%s\\n" "$@" >> {self.began}/calls\n'
             )
             place.chmod(0o755)
@@ -241,6 +241,10 @@ def test_a_build_by_trtexec_that_fails_is_a_failure(device) -> None:
 def test_help_says_what_it_does(device) -> None:
     done = device.run("--help")
     assert done.returncode == 0
-    for words in ("--trtexec", "Target jetson-orin: Jetson AGX Orin 64GB, sm 87", "trtexec --stronglyTyped --onnx=vision.onnx"):
+    for words in (
+        "--trtexec",
+        "Target jetson-orin: Jetson AGX Orin 64GB, sm 87",
+        "trtexec --stronglyTyped --onnx=vision.onnx",
+    ):
         assert words in done.stdout
     assert "set -eu" not in done.stdout

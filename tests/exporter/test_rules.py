@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svdprune.exporter.decoder.engine_choice import FIRST_TENSORRT
 from svdprune.exporter.rules import DECODER_OPERATORS, check_graph, check_target, refuse_violations, releases_with
 from svdprune.exporter.rules.check import WHOLE
 from svdprune.exporter.rules.predicates import PREDICATES
@@ -68,7 +67,9 @@ def test_what_the_decoder_needs_comes_by_release() -> None:
 def test_the_decoder_is_planned_for_the_releases_that_have_its_operators() -> None:
     for target in TARGETS.values():
         able = releases_with(target, DECODER_OPERATORS)
-        assert able == tuple(release for release in target.releases if parse_version(release.tensorrt) >= FIRST_TENSORRT)
+        assert able == tuple(
+            release for release in target.releases if parse_version(release.tensorrt) >= FIRST_TENSORRT
+        )
     orin = releases_with(find_target("jetson-orin"), DECODER_OPERATORS)
     assert [release.tensorrt for release in orin] == ["10.16", "11.4"]
     assert releases_with(find_target("jetson-orin"), ("MatMul",)) == find_target("jetson-orin").releases

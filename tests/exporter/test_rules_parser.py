@@ -64,5 +64,3 @@ def test_the_parser_agrees_with_the_rules(verdicts: dict[str, bool], rule: str, 
 
 def test_the_exceptions_are_of_graphs_that_are_there() -> None:
     assert all(name in BREAKS.get(rule, {}) for rule, name in STRICTER)
-
-
