@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -25,6 +26,9 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with a golden case and a decoder graph for engines."""
     folder = tmp_path_factory.mktemp("golden")
     return golden_bundle(tiny_engines.engine_bundle(folder / "engines"), folder / "right")
+
+
+_RTX = tuple(trt_commands.RTX.split("="))
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -71,7 +75,7 @@ def test_shapes_are_those_of_the_build(right: Path, tmp_path: Path) -> None:
         assert f"inputs_embeds:[1,{tiny_engines.CACHE},{tiny.HIDDEN}]" in line
         assert "--onnxrt" not in line
     trtexec = lines(text, "trtexec")[2]
-    assert f"--maxShapes=inputs_embeds:1x1x{tiny.HIDDEN},position_ids:1x1" in trtexec
+    assert f"--optShapes=inputs_embeds:1x1x{tiny.HIDDEN},position_ids:1x1" in trtexec
 
 
 def test_the_inputs_are_the_golden_case_s(right: Path, tmp_path: Path) -> None:
@@ -91,6 +95,19 @@ def test_the_inputs_are_the_golden_case_s(right: Path, tmp_path: Path) -> None:
 def _arguments(graph: Path, place: Path) -> list[str]:
     script = ["--data-loader-script", str(place / "load.py"), "--sequential-runners", "--warm-up", "1"]
     return ["run", str(graph), "--onnxrt", *script]
+
+
+def test_tensorrt_rtx_s_line_builds_here(right: Path, tmp_path: Path) -> None:
+    """The one line that needs no GPU is run as it is printed: strongly typed, TF32 off."""
+    pytest.importorskip("tensorrt_rtx", reason="the line is of TensorRT-RTX")
+    _, text, _ = run(right, "--dir", tmp_path, "--tensorrt", "rtx", "--part", "vision")
+    line = next(line for line in lines(text, trt_commands.RTX) if "convert" in line)
+    arguments = line[line.index("convert") : line.index("#")]
+    command = [sys.executable, "-c", f"from polygraphy.tools import main; raise SystemExit(main({arguments!r}))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **dict([_RTX])})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Flags +\| \[STRONGLY_TYPED\]", done.stdout)
+    assert (tmp_path / "vision.rtx.engine").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
