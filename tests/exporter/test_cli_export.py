@@ -118,6 +118,12 @@ def test_the_summary_tells_of_the_decoder_engine(export, monkeypatch):
         assert words in shown
 
 
+def test_orin_refuses_fp8_at_the_door(export, requests):
+    result = export("mini-llava", "--keep", "32", "--target", "jetson-orin", "--precision", "fp8")
+    failed(result, 2, "jetson-orin cannot run fp8", "FP8 tensor cores appear with sm 89", "is sm 87")
+    assert requests == []
+
+
 @pytest.mark.parametrize(("name", "device"), [("jetson-orin", "Jetson AGX Orin 64GB"), ("rtx-40", "GeForce RTX 4090")])
 def test_a_bundle_for_another_device_says_to_copy_it_there(export, requests, name, device):
     result = export("mini-llava", "--keep", "32", "--target", name)

@@ -67,9 +67,7 @@ def test_what_the_decoder_needs_comes_by_release() -> None:
 def test_the_decoder_is_planned_for_the_releases_that_have_its_operators() -> None:
     for target in TARGETS.values():
         able = releases_with(target, DECODER_OPERATORS)
-        assert able == tuple(
-            release for release in target.releases if parse_version(release.tensorrt) >= FIRST_TENSORRT
-        )
+        assert able == tuple(release for release in target.releases if parse_version(release.tensorrt) >= (10, 15))
     orin = releases_with(find_target("jetson-orin"), DECODER_OPERATORS)
     assert [release.tensorrt for release in orin] == ["10.16", "11.4"]
     assert releases_with(find_target("jetson-orin"), ("MatMul",)) == find_target("jetson-orin").releases

@@ -100,6 +100,28 @@ def test_targets_lists_every_row(svdprune):
     assert [row["name"] for row in listed] == list(TARGETS)
 
 
+@pytest.mark.parametrize("name", ["", *TARGETS])
+def test_targets_fit_a_window_of_80_columns(svdprune, name):
+    result = svdprune("targets", *name.split())
+    assert result.exit_code == 0 and max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_a_target_names_the_releases_of_a_rule(svdprune):
+    said = " ".join(svdprune("targets", "jetson-orin").stdout.split())
+    assert "There is no Attention operator yet. [JetPack 6.2]" in said
+    assert "Matrix factorisations are not imported. data-dependent" in said  # of all: none is named
+    assert "TensorRT-RTX does not build for it" in said and "[TensorRT-RTX]" not in said
+    assert "[TensorRT-RTX]" in svdprune("targets", "rtx-40").stdout
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano", "jetson-orin-nx", "jetson-orin"])
+@pytest.mark.parametrize("precision", ["fp8", "fp4"])
+def test_orin_refuses_fp8_and_fp4_with_the_reason(svdprune, name, precision):
+    failed(svdprune("targets", name, "--precision", precision), 2, f"{name} cannot run {precision}", "is sm 87", "int8")
+    assert svdprune("targets", name, "--precision", "int8").exit_code == 0
+    assert svdprune("targets", "--precision", "int8").exit_code == 2  # of which target?
+
+
 def test_one_target_in_full(svdprune):
     result = svdprune("targets", "jetson-orin")
     for words in ("JetPack 6.2", "10.3", "3.10", "JetPack 7.2", "10.16", "ScatterND", "64 GB shared"):

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.targets import PRECISIONS, TARGETS, check_precision, find_target, target_names
+from svdprune.runtime.targets import (
+    PRECISIONS,
+    RELEASES,
+    TARGETS,
+    check_precision,
+    find_target,
+    opset_limit,
+    target_names,
+)
+from svdprune.runtime.traps import OLDEST, TENSORRT_RTX, TRAPS, parse_version, traps_of
 
 JETSONS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-orin", "jetson-thor")
 GPUS = tuple(name for name in TARGETS if name != "cpu")
@@ -28,6 +37,22 @@ def test_a_gpu_row_is_complete(name):
     assert row.releases and row.traps and set(row.precisions) <= set(PRECISIONS)
     assert row.opset_ceiling is not None and row.opset_ceiling >= 18  # the vision graphs are opset 17 or 18
     assert row.int8_tops > row.fp16_tflops
+    assert (row.fp8_tflops is not None) == ("fp8" in row.precisions) == (row.sm >= 89)
+    assert (row.fp4_tflops is not None) == ("fp4" in row.precisions) == (row.sm >= 100)
+    assert row.source  # no figure without the document it is from
+    assert [parse_version(release.tensorrt) for release in row.releases] == sorted(
+        parse_version(release.tensorrt) for release in row.releases
+    )
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
+def test_a_release_is_complete(release):
+    assert parse_version(release.tensorrt) >= OLDEST and 18 <= release.opset == opset_limit(parse_version(release.tensorrt))
+    assert release.traps and all(trap.endswith(".") for trap in release.traps)
+    if release.name.startswith("JetPack"):
+        assert release.python in ("3.10", "3.12") and release.title == f"TensorRT {release.tensorrt} ({release.name})"
+    else:
+        assert release.title == release.name
 
 
 def test_orin_runs_two_jetpacks_and_its_ceiling_is_the_older_ones():
@@ -38,6 +63,27 @@ def test_orin_runs_two_jetpacks_and_its_ceiling_is_the_older_ones():
     assert row.opset_ceiling == releases["JetPack 6.2"].opset == 20
     assert any("ScatterND" in trap for trap in row.traps)
     assert len(set(row.traps)) == len(row.traps)
+
+
+def test_the_opset_between_two_releases_is_the_older_ones():
+    assert (opset_limit((10, 3)), opset_limit((10, 14)), opset_limit((10, 16)), opset_limit((12, 0))) == (20, 20, 24, 25)
+
+
+def test_rules_come_and_go_by_release():
+    names = {version: {trap.name for trap in traps_of(version)} for version in ("10.3", "10.13", "10.16", "11.4")}
+    assert names["10.3"] - names["10.13"] == {
+        *("windows", "stft", "scatternd-opset", "einsum", "pow-base", "pow-exponent"),
+        *("squeeze-initialiser", "pad-axes", "qdq-uint8"),
+    }
+    assert {"attention", "decoder-operators"} <= names["10.13"] - names["10.16"]
+    assert names["10.16"] - names["11.4"] == {"newer-operators"}
+    rtx = {trap.name for trap in traps_of("11.4", TENSORRT_RTX)}
+    assert rtx - names["11.4"] == {"data-dependent-rtx", "dft-rtx"}
+    assert {trap.name for trap in TRAPS} == names["10.3"] | names["11.4"] | rtx
+
+
+def test_tensorrt_rtx_builds_for_desktops_and_not_for_jetsons():
+    assert [name for name, row in TARGETS.items() if row.tensorrt_rtx] == ["rtx-30", "rtx-40", "rtx-50", "a100"]
 
 
 def test_cpu_has_no_tensorrt():
@@ -100,4 +146,6 @@ def test_a_precision_that_does_not_exist_is_another_mistake():
 def test_rows_go_through_json(name):
     row = json.loads(json.dumps(find_target(name).to_dict()))
     assert row["name"] == name and row["opset_ceiling"] == find_target(name).opset_ceiling
+    assert row["tensorrt_rtx"] is find_target(name).tensorrt_rtx
+    assert all(release["traps"] for release in row["releases"])
     assert [release["name"] for release in row["releases"]] == [release.name for release in find_target(name).releases]
