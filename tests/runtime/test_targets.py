@@ -47,7 +47,8 @@ def test_a_gpu_row_is_complete(name):
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
 def test_a_release_is_complete(release):
-    assert parse_version(release.tensorrt) >= OLDEST and 18 <= release.opset == opset_limit(parse_version(release.tensorrt))
+    version = parse_version(release.tensorrt)
+    assert version >= OLDEST and 18 <= release.opset == opset_limit(version)
     assert release.traps and all(trap.endswith(".") for trap in release.traps)
     if release.name.startswith("JetPack"):
         assert release.python in ("3.10", "3.12") and release.title == f"TensorRT {release.tensorrt} ({release.name})"
@@ -66,7 +67,8 @@ def test_orin_runs_two_jetpacks_and_its_ceiling_is_the_older_ones():
 
 
 def test_the_opset_between_two_releases_is_the_older_ones():
-    assert (opset_limit((10, 3)), opset_limit((10, 14)), opset_limit((10, 16)), opset_limit((12, 0))) == (20, 20, 24, 25)
+    versions = ((10, 3), (10, 14), (10, 16), (12, 0))
+    assert [opset_limit(version) for version in versions] == [20, 20, 24, 25]
 
 
 def test_rules_come_and_go_by_release():
