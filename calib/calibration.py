@@ -57,7 +57,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Wished:
-    """What was asked for: `rank` or `variance`; `overlap` of the kept sets with a float64 SVD's, at each K of `keep`."""
+    """What was asked for: `rank` or `variance`; `overlap` of the kept sets with a float64 SVD, at each K of `keep`."""
 
     overlap: float
     keep: list[int]

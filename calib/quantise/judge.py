@@ -68,7 +68,7 @@ class Judge:
         place = graph.with_name(f"{graph.stem}-judged.onnx")
         place.write_bytes(model.SerializeToString())
         try:
-            session = self._session(place)
+            session = open_quantised(place, self.threads, self.as_run)
         finally:
             place.unlink()
         names = [TOKENS, "features", "kept_indices", "scores"]
@@ -82,21 +82,27 @@ class Judge:
         """How far a graph is from the reference."""
         return compare(self.see(graph), self.reference)
 
-    def _session(self, place: Path) -> Any:
-        onnxruntime = require("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-            options.inter_op_num_threads = 1
-        if not self.as_run:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            return onnxruntime.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
-        except ort_errors() as error:
-            raise SvdpruneError(
-                f"onnxruntime {onnxruntime.__version__} cannot run the quantised graph ({error}): upgrade onnxruntime"
-            ) from error
+
+def open_quantised(graph: Path, threads: int | None, as_run: bool) -> Any:
+    """An ONNX Runtime session on the CPU. Arguments as of `Judge`.
+
+    Raises:
+        SvdpruneError: this ONNX Runtime lacks a kernel.
+    """
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if not as_run:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise SvdpruneError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the quantised graph ({error}): upgrade onnxruntime"
+        ) from error
 
 
 def compare(seen: Sequence[Seen], reference: Sequence[Seen]) -> Change:

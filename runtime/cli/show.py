@@ -109,3 +109,10 @@ class Steps:
         elif step != self._step:
             click.echo(step, err=True)
         self._step = step
+
+    def say(self, line: str) -> None:
+        """A line that stays, on stderr."""
+        if self._live:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(line, err=True)
