@@ -123,7 +123,7 @@ def _facts(item: PartResult) -> list[tuple[str, str]]:
         ("size", f"{human_bytes(info['bytes'])} from a graph of {human_bytes(info['graph_bytes'])}"),
         ("build", f"{info['seconds']:.1f} s, {info['cpu_seconds']:.1f} s of CPU, {memory_words(info['peak_memory'])}"),
         ("layers", "not known without the GPU" if info["layers"] is None else str(info["layers"])),
-        ("made for", f"sm {key.sm}, options " + ", ".join(f"{name} {value}" for name, value in key.options.items())),
+        ("made for", ", ".join([f"sm {key.sm}", *(f"{name} {value}" for name, value in key.options.items())])),
         ("self-test", info["selftest"]),
     ]
 

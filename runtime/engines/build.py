@@ -16,7 +16,7 @@ from svdprune.runtime.engines.choice import Choice, choose, choose_parts
 from svdprune.runtime.engines.key import BuildOptions, EngineKey, Profile, graph_bytes, graph_digest, graph_files
 from svdprune.runtime.engines.preflight import Check, check_workspace, estimate, preflight, refuse
 from svdprune.runtime.engines.progress import BuildLog, Progress, append_log, start_log
-from svdprune.runtime.engines.selftest import NOT_YET, selftest
+from svdprune.runtime.engines.selftest import selftest, untested
 from svdprune.runtime.engines.store import (
     PASSED,
     EngineFile,
@@ -104,7 +104,7 @@ def build_engines(path: str | Path, request: BuildRequest, report: Report = lamb
     choice = choose(target, request.runtime, gpu, request.target == OWN)
     parts, notes = choose_parts(bundle, choice.trt, request.part)
     for part in parts:
-        check_workspace(part, request.options)
+        check_workspace(bundle, part, request.options)
     if request.log is not None:
         start_log(request.log)
     report("checking the bundle", None)
@@ -184,7 +184,7 @@ def _build(
         "peak_memory": watch.result(),
         "memory": log.sizes,
         "warnings": log.warnings,
-        "selftest": NOT_YET,
+        "selftest": untested(choice, gpu),
         "written_by": importlib.metadata.version("svdprune"),
     }
     report(f"writing the {part} engine", None)
@@ -197,7 +197,8 @@ def profiles_of(
     """The optimisation profiles of a part: sizes of each input that varies.
 
     Vision: one, for ``options.batch`` pictures. Decoder: the first takes from 1 row to a whole cache, for prefill; the
-    second exactly one row, so that the kernels of a decoding step are chosen for it.
+    second is for a step of decoding, so that kernels are chosen for one row. It reaches to two, as TensorRT-RTX has no
+    attention kernel for a size that is exactly one.
     """
     varying = {name: shape for name, shape in inputs.items() if -1 in shape}
     if part == "vision":
@@ -206,7 +207,7 @@ def profiles_of(
         engine, vision = bundle.manifest.decoder.engine, bundle.manifest.vision
         assert engine is not None
         likely = min(engine.cache, 2 * vision.keep + 32)  # the picture's tokens, and a question about as long
-        rows = [(1, likely, engine.cache), (1, 1, 1)]
+        rows = [(1, likely, engine.cache), (1, 1, min(2, engine.cache))]
 
     def filled(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
         return tuple(count if size == -1 else size for size in shape)

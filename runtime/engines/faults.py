@@ -86,6 +86,11 @@ _FAULTS: tuple[tuple[str, str], ...] = (
         "an operation of the graph needs more than the workspace limit: give a larger --workspace, or none",
     ),
     (
+        r"OutOfMemory \(Requested size was (\d+) bytes",
+        "an operation asked for {1} bytes and did not get them: give a larger --workspace if there is a limit, else "
+        "close other programs or add memory",
+    ),
+    (
         r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|could not be allocated|bad_alloc|insufficient memory",
         "memory ran out: close other programs (a desktop takes about 1 GB), add swap, give --workspace a smaller "
         "limit, build one part at a time (--part vision), or export with fewer tokens or a smaller model",
@@ -118,6 +123,11 @@ _FAULTS: tuple[tuple[str, str], ...] = (
     (
         r"K exceeds the maximum",
         "TensorRT's TopK takes at most 3840: export with fewer tokens (--keep), or with all (--select none)",
+    ),
+    (
+        r"Attention operation was not supported by a dedicated kernel",
+        "TensorRT has no attention kernel for the decoder's sizes and precision: build the vision engine alone (--part "
+        "vision), which is chained to the ONNX Runtime decoder",
     ),
     (
         r"no optimization profile has been defined",

@@ -12,6 +12,7 @@ from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import UserError
 
 PARTS = ("vision", "decoder")
+RECIPE = 1  # raised when svdprune builds the same graph with the same options in another way (profiles, flags)
 Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, most likely and greatest shape of an input
 Profile = dict[str, Sizes]
 
@@ -49,7 +50,7 @@ class BuildOptions:
         """The options as JSON for the key; a part has only those that change it."""
         options: dict[str, Any] = {"batch": list(self.batch)} if part == "vision" else {}
         options |= {"workspace": self.workspace, "level": self.level}
-        return options | {"version_compatible": self.version_compatible}
+        return options | {"version_compatible": self.version_compatible, "recipe": RECIPE}
 
 
 @dataclass(frozen=True)

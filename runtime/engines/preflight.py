@@ -6,6 +6,7 @@ estimate refuses can be tried all the same with ``--no-preflight``.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ BUILD_BASE, BUILD_FACTOR = 300 << 20, 3.2
 CONTEXT = 512 << 20  # what CUDA and TensorRT's own kernels take on a device before any engine; an assumption
 RUN_BASE = 8 << 20  # scratch of the selection, whatever the encoder's width
 ROWS_KEPT = {2: 8, 4: 24}  # scratch of the layers, in rows x width elements of so many bytes
-LEAST_WORKSPACE = 4 << 20  # for one picture, or one row of a decoder: 2 MiB is refused, 4 MiB is enough
+LEAST_WORKSPACE = 4 << 20  # for each picture of a batch: 2 MiB fails, 4 MiB is enough
+LEAST_FOR_ROWS = 48  # of a decoder, for each row of the cache times its width: 32 fails, 48 is enough
 ENGINE_FACTOR, ENGINE_BASE = 1.1, 16 << 20  # size of an engine, from the graph's
 _TIGHT = 0.85  # of the free memory: above it, the user is warned
 
@@ -82,18 +84,25 @@ def estimate(bundle: Bundle, part: str, options: BuildOptions, on_device: bool) 
     )
 
 
-def check_workspace(part: str, options: BuildOptions) -> None:
-    """Refuse a memory limit with which no build can succeed.
+def check_workspace(bundle: Bundle, part: str, options: BuildOptions) -> None:
+    """Refuse a memory limit with which no build was seen to succeed.
 
     Raises:
         UserError: naming the least.
     """
-    least = LEAST_WORKSPACE * (options.batch[2] if part == "vision" else 1)
+    engine, batch = bundle.manifest.decoder.engine, options.batch[2]
+    if part == "vision":
+        least = LEAST_WORKSPACE * batch
+        each = f", {LEAST_WORKSPACE >> 20} MiB for each of {batch} pictures" if batch > 1 else ""
+    else:
+        assert engine is not None  # the part was chosen because it is there
+        least = max(LEAST_WORKSPACE, LEAST_FOR_ROWS * engine.cache * bundle.manifest.decoder.hidden)
+        each = f" for a cache of {engine.cache:,} rows"
     if options.workspace is not None and options.workspace < least:
-        each = f", {LEAST_WORKSPACE >> 20} MiB for each of {options.batch[2]} pictures" if options.batch[2] > 1 else ""
+        enough = math.ceil(least / 2**30 * 1e4) / 1e4
         raise UserError(
-            f"--workspace is {options.workspace / 2**20:.3g} MiB and the {part} engine needs at least {least >> 20} MiB"
-            f"{each}: give at least {least / 2**30:.4g}, or leave it out"
+            f"--workspace is {options.workspace / 2**20:.3g} MiB and the {part} engine needs at least "
+            f"{least / 2**20:.3g} MiB{each}: give {enough} GiB or more, or leave it out"
         )
 
 

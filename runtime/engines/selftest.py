@@ -14,13 +14,20 @@ from svdprune.runtime.machine import Gpu
 if TYPE_CHECKING:
     from svdprune.runtime.verify import VerifyReport
 
-NOT_YET = "not run: interrupted"
+INTERRUPTED = "not run: interrupted"
 NO_GPU = "not run: no GPU"
 _PARTS_OF_STAGE = {  # what a failed stage speaks against
     "kept tokens": ("vision",),
     "vision features": ("vision",),
     "first-step logits": ("decoder",),
 }
+
+
+def untested(choice: Choice, gpu: Gpu | None) -> str:
+    """What stands for the self-test before it has run: why it cannot run here, or, where it can, that it has not."""
+    if gpu is None:
+        return NO_GPU
+    return INTERRUPTED if gpu.sm == choice.sm else f"not run: this machine's GPU is sm {gpu.sm}"
 
 
 def selftest(
@@ -36,8 +43,8 @@ def selftest(
     Raises:
         SvdpruneError: an engine failed; those that did are removed.
     """
-    if gpu is None or gpu.sm != choice.sm:
-        reason = NO_GPU if gpu is None else f"not run: this machine's GPU is sm {gpu.sm}"
+    reason = untested(choice, gpu)
+    if reason != INTERRUPTED:
         kept = [e if e.selftest == reason else note_engine(e, selftest=reason) for e in engines]
         said = f"the self-test was {reason}; run `svdprune build` or `svdprune verify` where the GPU is"
         return kept, [said]

@@ -13,6 +13,7 @@ from fake_trt import uninstall
 
 from svdprune.runtime.cli.app import group
 from svdprune.runtime.engines import build as module
+from svdprune.runtime.engines.key import RECIPE
 from svdprune.runtime.machine import Gpu, HostMemory
 
 
@@ -54,7 +55,7 @@ def test_json(path, orin):
     (part,) = json.loads(done.stdout)["parts"]
     assert part["state"] == "built" and part["build"]["selftest"] == "passed"
     assert part["build"]["key"]["options"] == {
-        "batch": [1, 2, 3], "workspace": 1 << 29, "level": 2, "version_compatible": False,
+        "batch": [1, 2, 3], "workspace": 1 << 29, "level": 2, "version_compatible": False, "recipe": RECIPE,
     }  # fmt: skip
     assert {line["name"] for line in part["preflight"]} >= {"memory to build", "memory to run", "TensorRT"}
     listed = json.loads(svdprune("inspect", path, "--json").stdout)["engines"]

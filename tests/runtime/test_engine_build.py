@@ -110,7 +110,7 @@ def test_both_parts_with_two_profiles_for_the_decoder(tmp_path, monkeypatch):
     assert [result.engine.selftest for result in report.parts] == ["passed", "passed"]
     content = engine_content(report.parts[1].engine.path.read_bytes())
     rows = [[shape[1] for shape in profile["inputs_embeds"]] for profile in content["profiles"]]
-    assert rows == [[1, 2 * tiny.KEEP + 32, tiny_engines.CACHE], [1, 1, 1]]
+    assert rows == [[1, 2 * tiny.KEEP + 32, tiny_engines.CACHE], [1, 1, 2]]
     assert set(content["profiles"][0]) == {"inputs_embeds", "position_ids"}
 
 

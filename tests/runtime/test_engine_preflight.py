@@ -131,11 +131,17 @@ def test_the_power_mode(monkeypatch, heavy, power, state):
     assert check.state == state and ("nvpmodel" in check.advice) == (state == "warning")
 
 
-def test_a_workspace_below_the_least_is_refused():
-    check_workspace("vision", BuildOptions())
-    check_workspace("vision", BuildOptions(workspace=4 << 20))
-    check_workspace("decoder", BuildOptions(workspace=4 << 20, batch=(1, 1, 8)))
-    with pytest.raises(UserError, match=r"is 1 MiB and the vision engine needs at least 4 MiB: give at least 0\.0039"):
-        check_workspace("vision", BuildOptions(workspace=1 << 20))
+def test_a_workspace_below_the_least_is_refused(heavy):
+    check_workspace(heavy, "vision", BuildOptions())
+    check_workspace(heavy, "vision", BuildOptions(workspace=4 << 20))
+    check_workspace(heavy, "decoder", BuildOptions(workspace=4 << 20, batch=(1, 1, 8)))
+    words = r"is 1 MiB and the vision engine needs at least 4 MiB: give 0\.004 GiB or more, or leave it out"
+    with pytest.raises(UserError, match=words):
+        check_workspace(heavy, "vision", BuildOptions(workspace=1 << 20))
     with pytest.raises(UserError, match="at least 32 MiB, 4 MiB for each of 8 pictures"):
-        check_workspace("vision", BuildOptions(workspace=16 << 20, batch=(1, 1, 8)))
+        check_workspace(heavy, "vision", BuildOptions(workspace=16 << 20, batch=(1, 1, 8)))
+    engine = dataclasses.replace(heavy.manifest.decoder.engine, cache=10**5)
+    decoder = dataclasses.replace(heavy.manifest.decoder, engine=engine)
+    longer = dataclasses.replace(heavy, manifest=dataclasses.replace(heavy.manifest, decoder=decoder))
+    with pytest.raises(UserError, match="the decoder engine needs at least 146 MiB for a cache of 100,000 rows"):
+        check_workspace(longer, "decoder", BuildOptions(workspace=100 << 20))
