@@ -134,6 +134,7 @@ def _check_same_model(ours: Bundle, theirs: Bundle) -> None:
     a, b = ours.manifest, theirs.manifest
     for what, mine, other in (
         ("model", a.model.id, b.model.id),
+        ("weights, by SHA-256", str(a.model.sha256)[:12], str(b.model.sha256)[:12]),
         ("vision tokens", a.vision.tokens, b.vision.tokens),
         ("kept tokens", a.vision.keep, b.vision.keep),
         ("pixels", a.vision.input, b.vision.input),

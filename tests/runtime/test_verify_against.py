@@ -21,6 +21,7 @@ from svdprune.runtime import open_bundle
 from svdprune.runtime.bundle import write_bundle
 from svdprune.runtime.cli.app import group
 from svdprune.runtime.errors import BundleError, NumericalError, UserError
+from svdprune.runtime.manifest import ModelInfo
 from svdprune.runtime.verify_against import verify_against
 
 OUTPUTS = ["kept_indices", "scores", "features", "logits"]
@@ -170,6 +171,9 @@ def test_bundles_of_other_models_are_refused(right, bundle, tmp_path):
     floats = tiny.make_bundle(tmp_path / "floats", vision={"input": "float32"})
     with pytest.raises(UserError, match=r"differ in pixels \(uint8 and float32\)"):
         verify_against(right, str(floats), threads=1)
+    newer = tiny.make_bundle(tmp_path / "newer", model=ModelInfo("tiny", "llava", sha256="0" * 64))
+    with pytest.raises(UserError, match=r"differ in weights, by SHA-256 \(None and 000"):
+        verify_against(right, str(newer), threads=1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="is not a bundle"):
         verify_against(right, str(tmp_path / "empty"), threads=1)
