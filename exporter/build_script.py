@@ -15,7 +15,7 @@ _TEMPLATE = r"""#!/bin/sh
 # Builds the TensorRT engines of this bundle, on the machine that will run them.
 #
 #   sh build.sh [OPTIONS OF svdprune build]       the engines that svdprune runs, tested against the golden case
-#   sh build.sh --trtexec [OPTIONS OF trtexec]    the same graphs by trtexec, into this folder: to time, not to run
+#   sh build.sh --trtexec [OPTIONS OF trtexec]    the same graphs by trtexec, into the working folder: to time only
 #   sh build.sh --python PYTHON ...               the Python that has svdprune and TensorRT (default: python3)
 #
 # Target @TARGET@: @DEVICE@, sm @SM@.
