@@ -138,7 +138,8 @@ def local_gpu() -> Gpu | None:
         sm = _jetson(model).target.sm
         assert sm is not None
         memory = host_memory()
-        return Gpu(model, sm, True, memory and memory.total, memory and memory.available)
+        total, free = (None, None) if memory is None else (memory.total, memory.available)
+        return Gpu(model, sm, True, total, free)
     gpus = _nvidia_gpus()
     if not gpus:
         return None

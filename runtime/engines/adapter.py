@@ -84,7 +84,7 @@ class TensorRt(Installation):
         if not hasattr(trt, "IProgressMonitor") or not hasattr(trt.IBuilderConfig, "progress_monitor"):
             return None
 
-        class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 

@@ -60,7 +60,7 @@ class Installation:
         """An ``ILogger`` that hands severity's name and message to ``sink``, which must not raise."""
         trt: Any = self.module
 
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        class Logger(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 

@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from svdprune.runtime.engines.progress import Progress
-from svdprune.runtime.errors import UserError
+from svdprune.runtime.errors import SvdpruneError
 from svdprune.runtime.machine import Gpu, host_memory
+
+if TYPE_CHECKING:
+    from svdprune.runtime.engines.device import Device
 
 T = TypeVar("T")
 Report = Callable[[str, float | None], None]
@@ -27,7 +30,8 @@ class MemoryWatch:
     """
 
     def __init__(self, gpu: Gpu | None) -> None:
-        self._gpu, self._device, self._asked = gpu, None, 0.0
+        self._gpu, self._asked = gpu, 0.0
+        self._device: Device | None = None
         with contextlib.suppress(OSError):  # where it cannot be, the mark is of the process's whole life
             _CLEAR.write_text("5", encoding="ascii")  # the kernel's own high-water mark starts anew
         self._before, self._peak = _resident("VmRSS"), 0
@@ -54,6 +58,9 @@ class MemoryWatch:
         (other programs count there, too). None where it could not be seen.
         """
         self.look()
+        if self._device is not None:
+            self._device.close()
+            self._device = None
         shared = self._gpu is not None and self._gpu.shared
         return {
             "process": self._peak or None,
@@ -67,12 +74,12 @@ class MemoryWatch:
         self._asked = time.monotonic()
         if self._gpu is None or self._gpu.shared:
             return None
-        from svdprune.runtime.engines.device import Device
-
         try:
+            from svdprune.runtime.engines.device import Device
+
             self._device = self._device or Device()
             free: int = self._device.memory()[0]
-        except UserError:
+        except SvdpruneError:  # a look that fails must not end the build
             return None
         return free
 
