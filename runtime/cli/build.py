@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from svdprune.runtime.cli.app import Command
+from svdprune.runtime.cli.app import INTERRUPTED, Command
 from svdprune.runtime.cli.show import Steps, human_bytes, print_json, print_table
 from svdprune.runtime.errors import UserError
 
@@ -51,6 +52,7 @@ def command(
     """
     from svdprune.runtime.engines.build import BuildRequest, build_engines
     from svdprune.runtime.engines.key import BuildOptions
+    from svdprune.runtime.engines.watch import at_work
 
     options = BuildOptions(
         batch=_three(batch),
@@ -59,8 +61,14 @@ def command(
         version_compatible=version_compatible,
     )
     request = BuildRequest(target, runtime, part, options, force, not no_preflight, log)
-    with Steps() as steps:
-        report = build_engines(bundle, request, steps)
+    try:
+        with Steps() as steps:
+            report = build_engines(bundle, request, steps)
+    except KeyboardInterrupt:
+        if at_work():  # the second Ctrl-C; nothing of the build is on the disk yet
+            click.echo("\nsvdprune: stopped", err=True)
+            os._exit(INTERRUPTED)
+        raise
     if as_json:
         print_json(_json(report))
     else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Report = Callable[[str, float | None], None]
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_NAME = "svdprune-build"
 _TICK = 0.1  # seconds between two looks
 
 
@@ -98,30 +99,39 @@ def run_watched(work: Callable[[], T], progress: Progress, watch: MemoryWatch, r
         Whatever the work raises.
     """
     outcome: dict[str, Any] = {}
+    done = threading.Event()  # not Thread.join: when Ctrl-C meets that, Python takes the thread for ended
 
     def run() -> None:
         try:
             outcome["value"] = work()
         except BaseException as error:  # noqa: BLE001 - nothing is lost: the thread that waits raises it
             outcome["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="build", daemon=True)
+    thread = threading.Thread(target=run, name=_NAME, daemon=True)
     try:
         report(step, None)
         thread.start()
-        while thread.is_alive():
-            thread.join(_TICK)
+        while not done.wait(_TICK):
             watch.look()
             report(step, progress.share or None)
     except KeyboardInterrupt:
         progress.cancelled = True
         report("stopping; Ctrl-C again does not wait for TensorRT", None)
+        done.wait()
         thread.join()
         raise
+    thread.join()
     if "error" in outcome:
         raise outcome["error"]
     value: T = outcome["value"]
     return value
+
+
+def at_work() -> bool:
+    """Whether a build that was not waited for still runs: Python cannot end properly then, TensorRT is in the way."""
+    return any(thread.name == _NAME and thread.is_alive() for thread in threading.enumerate())
 
 
 def _resident(field: str) -> int:

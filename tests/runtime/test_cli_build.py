@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import golden
 import pytest
@@ -100,3 +104,40 @@ def test_a_failure_of_tensorrt_is_ours(path, orin):
     orin.fake.build_says = [("ERROR", "Could not find any implementation for node a.")]
     done = svdprune("build", path)
     assert done.exit_code == 1 and "with little memory that is how it reports a lack of it" in done.stderr
+
+
+# A machine of fakes on which TensorRT is busy for a minute; the tests' process cannot be interrupted itself.
+BUSY = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import fake_trt
+from svdprune.runtime.cli.app import main
+from svdprune.runtime.engines import build
+from svdprune.runtime.machine import Gpu
+trt = sys.modules["tensorrt"] = fake_trt.make_trt("tensorrt-10.3", 87)
+build.local_gpu = lambda: Gpu("Orin", 87, True, 10**11, 10**11)
+def busy(phase, step):
+    print("busy", file=sys.stderr, flush=True)
+    time.sleep({seconds})
+trt.fake.on_step = busy
+sys.argv = ["svdprune", "build", {path!r}, "--no-preflight"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("signals", "seconds"), [(1, 2), (2, 60)])
+def test_ctrl_c_ends_the_command_and_leaves_nothing(path, signals, seconds):
+    code = BUSY.format(tests=str(Path(__file__).parent), path=str(path), seconds=seconds)
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    said = ""
+    for expected in ("busy", "stopping")[:signals]:
+        while expected not in said:
+            line = child.stderr.readline()
+            assert line, said
+            said += line
+        child.send_signal(signal.SIGINT)
+    _, rest = child.communicate(timeout=120)
+    assert child.returncode == 130, said + rest
+    assert "svdprune: stopped" in rest and "Traceback" not in rest and "FATAL" not in rest
+    assert [place.name for place in (path / "engines").iterdir()] == []
