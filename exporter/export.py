@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from svdprune.calib.keep_curve import KeepCurve
 from svdprune.exporter.build_script import write_build_script
+from svdprune.exporter.calibrate.apply import Chosen, calibration_files, choose_selector
+from svdprune.exporter.calibrate.auto import Wish, search_keep, wants_search
 from svdprune.exporter.decoder import export_decoder
 from svdprune.exporter.decoder.engine_choice import plan_engine
 from svdprune.exporter.decoder.static_export import export_engine_decoder
@@ -20,11 +23,19 @@ from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
 from svdprune.exporter.rules import check_target, refuse_violations
-from svdprune.exporter.selection import SelectorConfig, parse_keep
+from svdprune.exporter.selection import parse_keep
 from svdprune.exporter.source import locate
 from svdprune.exporter.vision import OPSET, build_vision, save_graph
 from svdprune.runtime.bundle import write_bundle
-from svdprune.runtime.manifest import Manifest, ModelInfo, Positions, QuantisationInfo, SelectorInfo, VisionInfo
+from svdprune.runtime.bundle_writer import check_bundle_place
+from svdprune.runtime.manifest import (
+    Manifest,
+    ModelInfo,
+    Positions,
+    QuantisationInfo,
+    SelectorInfo,
+    VisionInfo,
+)
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.targets import check_precision, find_target
 from svdprune.runtime.text import TextProcessor
@@ -37,7 +48,10 @@ WRITERS = ("svdprune", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime"
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export. `keep` is a count ("32") or a share ("10%"); None for an option takes its default.
+    """What to export. `keep` is a count ("32"), a share ("10%") or "auto"; None for an option takes its default.
+
+    `calibration` is the folder of one, whose settings are taken where none are given here. `auto` searches the fewest
+    tokens whose answers agree with the unpruned model's as `search` says.
 
     `out` None makes a folder `<model>-k<K>-<target>` in the working directory. `decoder_engine` is `auto` (the decoder
     graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
@@ -54,7 +68,9 @@ class ExportRequest:
     variance: float | None = None
     block: int | None = None
     iterations: int | None = None
-    centre: bool = False
+    centre: bool | None = None
+    calibration: Path | None = None
+    search: Wish = field(default_factory=Wish)
     seed: int = 0
     precision: str = "fp32"
     calibration_images: str | None = None
@@ -73,7 +89,8 @@ class ExportSummary:
     """What was written: the bundle's folder, T and K, bytes and seconds of each part.
 
     `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
-    `engine_refused` and `quantisation` as in the manifest.
+    `engine_refused` and `quantisation` as in the manifest. `curve` is how K was found, where it was searched;
+    `selector` what was chosen, with the calibration behind it.
     """
 
     bundle: Path
@@ -84,10 +101,19 @@ class ExportSummary:
     cache: int | None = None
     engine_refused: str | None = None
     quantisation: QuantisationInfo | None = None
+    curve: KeepCurve | None = None
+    selector: Chosen | None = None
 
 
-def export_model(request: ExportRequest, progress: Progress = lambda stage, share: None) -> ExportSummary:
+def export_model(
+    request: ExportRequest,
+    progress: Progress = lambda stage, share: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ExportSummary:
     """Export as `request` says. The bundle appears whole or not at all.
+
+    Args:
+        say: told what a search for K measures, a line each.
 
     Raises:
         UserError: anything about the request, the checkpoint or the place to write that cannot be; a graph that a
@@ -100,24 +126,28 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
     spec = family.describe(checkpoint)
-    keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
-    given = {
-        "rank": request.rank,
-        "block": request.block,
-        "iterations": request.iterations,
-        "variance": request.variance,
-    }
-    selector = SelectorConfig(
-        name=request.select,
-        centre=request.centre,
-        seed=request.seed,
-        **{k: v for k, v in given.items() if v is not None},  # type: ignore[arg-type]
-    )
+    search = wants_search(request.keep, request.select, request.search)
+    given = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
+    chosen = choose_selector(request.select, given, request.seed, request.calibration, checkpoint, spec)
+    selector = chosen.config
+    curve = None
+    if search:
+        if request.out is not None:
+            check_bundle_place(request.out, request.overwrite)  # before a search of minutes
+        selector.check(tokens=spec.tokens, channels=spec.channels, keep=1)
+        curve = search_keep(
+            checkpoint, request.model, chosen, request.positions, request.search, request.seed, target, progress, say
+        )
+        keep = curve.keep
+    else:
+        keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
     selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
     out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
     text_config = checkpoint.config["text_config"]
     plan = plan_engine(target, request.decoder_engine, request.cache, text_config, keep)
-    summary = ExportSummary(out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note)
+    summary = ExportSummary(
+        out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note, curve=curve, selector=chosen
+    )
     raw = request.input == "uint8"
     images = ImageSettings.from_json(image_values(checkpoint))
     eight_bits = plan_quantisation(
@@ -143,6 +173,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 keep,
                 precision=eight_bits.float_type if eight_bits else request.precision,
                 raw=raw,
+                start=chosen.start,
                 report=lambda stage: progress(stage, 0.1),
             )
             if eight_bits:
@@ -192,6 +223,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 images,
                 text,
                 decoder.eos,
+                chosen.start,
             )
             if eight_bits and quantised:
                 progress("comparing first tokens with the float vision graph", 0.85)
@@ -202,6 +234,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             parts["decoder for engines"] = "decoder/engine.onnx*"
         for name, places in parts.items():
             summary.sizes[name] = sum(f.stat().st_size for f in bundle.path.glob(places))
+        calibration = calibration_files(bundle, request.calibration, chosen, curve)
         progress("hashing", 0.95)
         bundle.manifest = Manifest(
             model=ModelInfo(source.id, family.name, source.revision, checkpoint.fingerprint()),
@@ -218,7 +251,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
                 tap=spec.tap,
                 precision=request.precision,
                 opset=quantised.opset if quantised else OPSET,
-                selector=SelectorInfo(**selector.manifest_fields()),  # type: ignore[arg-type]
+                selector=SelectorInfo(**chosen.manifest_fields()),  # type: ignore[arg-type]
                 quantisation=summary.quantisation,
             ),
             decoder=decoder,
@@ -226,6 +259,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda stage, shar
             positions=request.positions,
             target=target.name,
             golden=golden,
+            calibration=calibration,
             written_by={name: importlib.metadata.version(name) for name in WRITERS},
         )
         if target.releases:

@@ -116,7 +116,9 @@ def sha256_of(path: Path) -> str:
 def _named_files(manifest: Manifest) -> list[str]:
     """Every file that another field of the manifest points to."""
     processor, golden, engine = manifest.processor, manifest.golden, manifest.decoder.engine
+    calibration = manifest.calibration
     return [
+        *([] if calibration is None else filter(None, vars(calibration).values())),
         *([] if engine is None else [engine.file]),
         *(manifest.vision.file, manifest.decoder.file, manifest.decoder.embedding),
         *(processor.tokenizer, processor.chat_template, processor.image),

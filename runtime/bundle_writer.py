@@ -49,7 +49,7 @@ def write_bundle(path: str | Path, overwrite: bool = False, need: int | None = N
             ends the block (Ctrl-C too).
     """
     target = Path(os.path.abspath(path))
-    _check_target(target, overwrite)
+    check_bundle_place(target, overwrite)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,12 @@ def write_bundle(path: str | Path, overwrite: bool = False, need: int | None = N
         raise
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_bundle_place(target: Path, overwrite: bool) -> None:
+    """Refuse a place that is taken, before any work.
+
+    Raises:
+        UserError: a file, a folder that is not a bundle, or a bundle without ``overwrite``.
+    """
     if not os.path.lexists(target):
         return
     if not target.is_dir():

@@ -4,7 +4,7 @@ Reading is strict: a field that is missing, of the wrong type or unknown is refu
 that this version does not know. Additions to the format raise ``SCHEMA``; older bundles stay readable, as every
 addition has a default.
 
-Schema 2 added ``decoder.engine``, ``decoder.engine_refused`` and ``vision.quantisation``.
+Schema 2 added ``decoder.engine``, ``decoder.engine_refused``, ``vision.quantisation`` and ``calibration``.
 """
 
 from __future__ import annotations
@@ -184,6 +184,21 @@ class GoldenInfo:
 
 
 @dataclass(frozen=True)
+class CalibrationInfo:
+    """Files that tell what the user's own pictures decided; null where there is none.
+
+    ``record`` and ``arrays`` are the calibration that the export was given; ``start`` is the start block inside the
+    vision graph, float32 [channels, block], for whoever builds the selector again; ``keep`` is the agreement against K
+    by which the number of kept tokens was chosen.
+    """
+
+    record: str | None = None
+    arrays: str | None = None
+    start: str | None = None
+    keep: str | None = None
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """SHA-256 in hex and size in bytes."""
 
@@ -202,6 +217,7 @@ class Manifest:
     positions: Positions
     target: str
     golden: GoldenInfo
+    calibration: CalibrationInfo | None = None
     written_by: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     schema: int = SCHEMA

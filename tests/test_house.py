@@ -21,7 +21,13 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 # commands that need the exporter or calib, inside their function
-DOORS = ("runtime/cli/export.py", "runtime/cli/estimate.py", "runtime/cli/evaluate.py", "runtime/cli/calibrate.py")
+DOORS = (
+    "runtime/cli/export.py",
+    "runtime/cli/export_summary.py",
+    "runtime/cli/estimate.py",
+    "runtime/cli/evaluate.py",
+    "runtime/cli/calibrate.py",
+)
 EXPORT_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
 
 

@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 
 from svdprune.calib.scenes import KINDS, Question, ask, draw_scene
+from svdprune.exporter.calibrate.apply import bundle_start
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import family_of
 from svdprune.exporter.golden import load_reference
@@ -96,12 +97,15 @@ class Reference:
         self.family = family_of(checkpoint.config, str(folder))
         vision = vlm.manifest.vision
         self.keep, self.settings = vision.keep, vlm.settings
-        if vision.selector.start == "calibrated":
-            raise click.ClickException("the bundle does not hold its calibrated start: export it with the seeded one")
         given = {name: value for name, value in vars(vision.selector).items() if value is not None and name != "start"}
         spec = self.family.describe(checkpoint)
         self.scorer = build_selector(
-            SelectorConfig(**given), tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=vision.keep
+            SelectorConfig(**given),
+            tokens=spec.tokens,
+            channels=spec.channels,
+            grid=spec.grid,
+            keep=vision.keep,
+            start=bundle_start(vlm.bundle),
         )
 
     def see(self, pixels: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:

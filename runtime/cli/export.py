@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from svdprune.runtime.cli.app import Command
-from svdprune.runtime.cli.show import Steps, human_bytes, quantisation_facts
+from svdprune.runtime.cli.export_summary import print_summary
+from svdprune.runtime.cli.show import Steps
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.lazy import require
 from svdprune.runtime.machine import resolve_target
 from svdprune.runtime.targets import AUTO, check_precision
 
 if TYPE_CHECKING:
-    from svdprune.exporter.export import ExportSummary
     from svdprune.runtime.manifest import Positions
-    from svdprune.runtime.targets import Target
 
 # The slow imports come last, so that a missing package is told at once.
 _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
@@ -31,7 +29,25 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     short_help="A checkpoint to a bundle, vision tokens pruned inside the graph.",
 )
 @click.argument("model")
-@click.option("--keep", metavar="N|P%", help="Vision tokens to keep: a count (32) or a share (10%).")
+@click.option("--keep", metavar="N|P%|auto", help="Vision tokens to keep: a count (32), a share (10%), or a search.")
+@click.option(
+    "--agreement",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="auto: wished share of answers that are the unpruned model's.  [default: 0.98]",
+)
+@click.option(
+    "--images",
+    metavar="SPEC",
+    help="auto: pictures and questions, as for `svdprune evaluate`.  [default: the calibration's, or drawn scenes]",
+)
+@click.option("--pictures", type=click.IntRange(min=4), help="auto: the most pictures.  [default: 64]")
+@click.option(
+    "--question",
+    "questions",
+    multiple=True,
+    metavar="TEXT",
+    help="auto: asked about pictures without questions; may be given again.  [default: three general ones]",
+)
 @click.option("--target", default=AUTO, show_default=True, help="Where it will run; `svdprune targets` lists them.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle.  [default: ./<model>-k<keep>-<target>]")
 @click.option(
@@ -41,6 +57,12 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     metavar="NAME",
     help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, dpp, none.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Made by `svdprune calibrate`: its start, rank, block, iterations and centring, where not given here.",
+)
 @click.option("--rank", type=click.IntRange(min=1), help="Singular directions in the leverage score.  [default: 16]")
 @click.option(
     "--variance",
@@ -49,7 +71,9 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 )
 @click.option("--block", type=click.IntRange(min=1), help="Columns iterated together.  [default: by the rank]")
 @click.option("--iterations", type=click.IntRange(min=1), help="Rounds of power iteration.  [default: by the block]")
-@click.option("--centre/--no-centre", default=False, show_default=True, help="Subtract the mean token first.")
+@click.option(
+    "--centre/--no-centre", default=None, help="Subtract the mean token first.  [default: no, or the calibration's]"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the start and of `random`.")
 @click.option(
     "--precision",
@@ -108,14 +132,19 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 def command(
     model: str,
     keep: str | None,
+    agreement: float | None,
+    images: str | None,
+    pictures: int | None,
+    questions: tuple[str, ...],
     target: str,
     out: Path | None,
     select: str,
+    calibration: Path | None,
     rank: int | None,
     variance: float | None,
     block: int | None,
     iterations: int | None,
-    centre: bool,
+    centre: bool | None,
     seed: int,
     precision: str,
     calibration_images: str | None,
@@ -134,7 +163,7 @@ def command(
     """
     if keep is None:
         if select != "none":
-            raise UserError("how many vision tokens shall stay? Give a count, --keep 32, or a share, --keep 10%")
+            raise UserError("how many vision tokens shall stay? Give a count (--keep 32), a share (--keep 10%) or auto")
         keep = "100%"
     found = resolve_target(target)
     check_precision(found.target, precision)
@@ -146,6 +175,7 @@ def command(
     speech = require("transformers.utils.logging", "export", "exporting")
     speech.set_verbosity_error()  # its notes are not about what was asked, and its bars would cross ours
     speech.disable_progress_bar()
+    from svdprune.exporter.calibrate.auto import Wish
     from svdprune.exporter.export import ExportRequest, export_model
 
     request = ExportRequest(
@@ -159,6 +189,8 @@ def command(
         block=block,
         iterations=iterations,
         centre=centre,
+        calibration=calibration,
+        search=Wish(agreement, images, pictures, questions),
         seed=seed,
         precision=precision,
         calibration_images=calibration_images,
@@ -172,29 +204,5 @@ def command(
         overwrite=overwrite,
     )
     with Steps() as steps:
-        summary = export_model(request, steps)
-    _print_summary(summary, found.target, here=target == AUTO)
-
-
-def _print_summary(summary: ExportSummary, target: Target, here: bool) -> None:
-    """What was made, where it is, and the next command to type; ``here``: this machine is the target."""
-    parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in summary.sizes.items() if name != "bundle")
-    click.echo(f"vision tokens  {summary.tokens} -> {summary.keep} ({summary.keep / summary.tokens:.1%})")
-    click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
-    if summary.quantisation:
-        for name, fact in quantisation_facts(summary.quantisation):
-            click.echo(f"{name:<15}{fact}")
-    if summary.cache:
-        click.echo(f"KV cache       {summary.cache} rows in a decoder engine")
-    if summary.engine_refused:
-        click.echo(f"note           {summary.engine_refused}")
-    click.echo(f"time           {sum(summary.seconds.values()):.1f} s")
-    click.echo(f"bundle         {summary.bundle}")
-    bundle = shlex.quote(str(summary.bundle))
-    if target.releases and not here:
-        script = shlex.quote(f"{summary.bundle.resolve().name}/build.sh")
-        click.echo(f"next           copy {bundle} to the {target.device} and run there: sh {script}")
-    elif target.releases:
-        click.echo(f"next           svdprune build {bundle}")
-    else:
-        click.echo(f"next           svdprune run {bundle} --image PICTURE --prompt QUESTION")
+        summary = export_model(request, steps, steps.say)
+    print_summary(summary, found.target, here=target == AUTO)

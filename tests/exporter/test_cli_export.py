@@ -40,7 +40,7 @@ def requests(monkeypatch):
     """The requests that reach the exporter, which does nothing but report."""
     seen = []
 
-    def export_model(request, progress):
+    def export_model(request, progress, say):
         seen.append(request)
         progress("tracing the vision encoder", 0.1)
         progress("tracing the vision encoder", 0.2)
@@ -112,7 +112,7 @@ def test_progress_and_the_closing_summary(export, requests):
 def test_the_summary_tells_of_the_decoder_engine(export, monkeypatch):
     sizes = {"vision": 2_000_000, "decoder": 5_000_000, "decoder for engines": 2_500_000, "bundle": 9_500_000}
     summary = exporter.ExportSummary(Path("b"), 576, 32, sizes, {}, cache=1024, engine_refused="JetPack 6.2 cannot")
-    monkeypatch.setattr(exporter, "export_model", lambda request, progress: summary)
+    monkeypatch.setattr(exporter, "export_model", lambda request, progress, say: summary)
     shown = " ".join(export("mini-llava", "--keep", "32", "--target", "jetson-orin").stdout.split())
     for words in ("decoder for engines 2.5 MB", "KV cache 1024 rows in a decoder engine", "note JetPack 6.2 cannot"):
         assert words in shown
@@ -184,7 +184,7 @@ def test_values_no_option_takes_are_usage_errors(export, requests, options):
 
 
 def test_the_exporters_errors_are_one_sentence(export, monkeypatch):
-    def refuse(request, progress):
+    def refuse(request, progress, say):
         raise UserError("there is no model 'x': known names are mini-llava, llava")
 
     monkeypatch.setattr(exporter, "export_model", refuse)
@@ -192,7 +192,7 @@ def test_the_exporters_errors_are_one_sentence(export, monkeypatch):
 
 
 def test_ctrl_c_leaves_with_130(export, monkeypatch):
-    def interrupted(request, progress):
+    def interrupted(request, progress, say):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporter, "export_model", interrupted)

@@ -1,0 +1,107 @@
+"""`--keep auto` inside an export: the questions, the search, and what it saves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from svdprune.calib.keep_curve import KeepCurve
+from svdprune.calib.sources import DEFAULT_QUESTIONS, open_source
+from svdprune.exporter.calibrate.apply import Chosen
+from svdprune.exporter.calibrate.keep import (
+    AGREEMENT,
+    AUTO,
+    LEAST,
+    PICTURES,
+    SOURCE,
+    Examination,
+    Progress,
+    check_agreement,
+    find_keep,
+)
+from svdprune.exporter.calibrate.saving import saving_of
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.evaluate.model import Model
+from svdprune.runtime.errors import UserError
+from svdprune.runtime.manifest import Positions
+from svdprune.runtime.targets import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """How K is to be found; None for an option takes its default.
+
+    `images`: a source's spec. `pictures`: the most of them. `questions`: asked about pictures that have none.
+    """
+
+    agreement: float | None = None
+    images: str | None = None
+    pictures: int | None = None
+    questions: tuple[str, ...] = ()
+
+
+def wants_search(keep: str, select: str, wish: Wish) -> bool:
+    """Whether K is to be searched.
+
+    Raises:
+        UserError: options of the search without it, or a search where nothing is dropped.
+    """
+    if str(keep).strip().lower() != AUTO:
+        given = {
+            "--agreement": wish.agreement,
+            "--images": wish.images,
+            "--pictures": wish.pictures,
+            "--question": wish.questions or None,
+        }
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{', '.join(unused)} belongs to --keep auto, not to --keep {keep}: leave it out")
+        return False
+    if select == "none":
+        raise UserError("--select none keeps all tokens: there is no --keep auto to search")
+    if wish.agreement is not None:
+        check_agreement(wish.agreement)
+    return True
+
+
+def search_keep(
+    checkpoint: Checkpoint,
+    where: str,
+    chosen: Chosen,
+    positions: Positions,
+    wish: Wish,
+    seed: int,
+    target: Target,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> KeepCurve:
+    """The curve with its answer, and what that saves on the target.
+
+    Pictures come from `wish.images`, otherwise from where the calibration had its own, otherwise they are drawn; those
+    that made the calibration's start are not asked about.
+
+    Raises:
+        UserError: no usable questions, too few pictures, or no K that agrees.
+    """
+    held = chosen.calibration.pictures if chosen.calibration else None
+    spec = wish.images
+    if spec is None and held is not None:
+        spec, seed = held.source, held.seed  # the same order again
+    if spec is None:
+        spec = SOURCE
+        say("note: K is chosen by drawn scenes: --images FOLDER lets your own pictures decide")
+    excluded: Sequence[str] = held.start_digests if held else ()
+    pictures = wish.pictures or PICTURES
+    source = open_source(
+        spec,
+        limit=pictures + len(excluded),
+        seed=seed,
+        at_least=LEAST,
+        questions=wish.questions or DEFAULT_QUESTIONS,
+    )
+    progress(f"loading {where}", 0.0)
+    model = Model(checkpoint, where, report=lambda note: progress(note, None))
+    examination = Examination(model, chosen.config, chosen.start, positions, source.protocol)
+    curve = find_keep(examination, source, wish.agreement or AGREEMENT, excluded, pictures, progress, say)
+    if source.broken:
+        say(f"note: {source.describe_broken()}")
+    return dataclasses.replace(curve, saving=saving_of(curve, str(checkpoint.folder), target))
