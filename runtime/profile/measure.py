@@ -109,14 +109,14 @@ def profile(
         with ExitStack() as active:
             for graph in graphs:
                 active.enter_context(graph.runner)
-            timings = _in_turn(vlm, graphs, picture, asked, plan, progress)
+            timings = in_turn(vlm, graphs, picture, asked, plan, progress)
         arms = []
         for graph in graphs:
             table = None
             if plan.layers and graph.layers is not None:
                 progress(f"timing the layers of the {graph.name} graph", 0.9)
                 table = graph.layers(_feed(vlm, picture), plan.runs, plan.warm_up)
-            arms.append(_arm(graph, timings[graph.name], table, plan.layers))
+            arms.append(arm_of(graph, timings[graph.name], table, plan.layers))
         progress("done", 1.0)
     pruned, whole = arms[0], arms[1] if len(arms) > 1 else None
     manifest = vlm.manifest
@@ -141,7 +141,7 @@ def profile(
     )
 
 
-def _in_turn(
+def in_turn(
     vlm: Vlm, graphs: list[Graph], picture: Path, question: str, plan: Plan, progress: Progress
 ) -> dict[str, Timings]:
     """Every graph once a round; the first of a round alternates, so that neither always follows the other."""
@@ -213,7 +213,8 @@ def _check_room(vlm: Vlm, graph: Graph, question: str, new_tokens: int) -> None:
         )
 
 
-def _arm(graph: Graph, timings: Timings, table: LayerTable | None, wanted: bool) -> Arm:
+def arm_of(graph: Graph, timings: Timings, table: LayerTable | None, wanted: bool) -> Arm:
+    """Sum up one graph's timings; `wanted` tells whether the times of its layers were asked for."""
     stages = {name: Summary.of(seconds) for name, seconds in timings.stages.items()}
     notes = []
     if wanted and table is None:

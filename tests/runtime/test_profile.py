@@ -119,7 +119,7 @@ def test_counts_out_of_range_are_refused(plan, words):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_the_work(right, monkeypatch):
-    monkeypatch.setattr(measure, "_in_turn", None)  # reached, it would fail otherwise
+    monkeypatch.setattr(measure, "in_turn", None)  # reached, it would fail otherwise
     text = "x" * (tiny.CONTEXT - 40)
     with pytest.raises(UserError, match=r"the unpruned prompt and 16 new tokens need \d+ places .* give --no-unpruned"):
         profile(right, threads=1, question=text)
