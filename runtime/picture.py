@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,31 @@ def kept_picture(
         UserError: shapes that do not fit together, or an index outside the grid.
         NumericalError: a score that is not finite.
     """
+    panels = kept_panels(pixels, scores, kept_indices, grid)
+    title = f"{panels.kept} of {grid[0] * grid[1]} vision tokens kept"
+    return _sheet(panels.photo, panels.scores, title, (panels.low, panels.high), caption)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The two panels, of the same size.
+
+    Attributes:
+        photo: the picture, dropped patches dimmed, kept ones outlined.
+        scores: a colour a patch, kept ones outlined.
+        low, high: the scores that the first and the last colour stand for.
+        kept: how many patches were.
+    """
+
+    photo: Image.Image
+    scores: Image.Image
+    low: float
+    high: float
+    kept: int
+
+
+def kept_panels(pixels: np.ndarray, scores: np.ndarray, kept_indices: np.ndarray, grid: tuple[int, int]) -> Panels:
+    """The two panels, without any text; arguments and errors as of ``kept_picture``."""
     pixels, scores, kept = _checked(pixels, scores, kept_indices, grid)
     rows, columns = grid
     keep = np.isin(np.arange(rows * columns), kept).reshape(rows, columns)
@@ -58,8 +84,7 @@ def kept_picture(
     line = max(1, round(min(height / rows, width / columns) / 14))
     for panel in (left, right):
         _outline(panel, keep, ys, xs, line)
-    title = f"{len(kept)} of {rows * columns} vision tokens kept"
-    return _sheet(left, right, title, (low, high), caption)
+    return Panels(left, right, low, high, len(kept))
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
