@@ -199,7 +199,8 @@ def decoder_command(decoder: DecoderInfo, keep: int) -> list[str]:
         )
 
     likely = min(engine.cache, 2 * keep + 32)  # the picture's tokens, and a question about as long
-    prompt, step = shapes(1, likely, engine.cache), shapes(1, 1, 1)
+    # TensorRT-RTX has no attention kernel for a profile of exactly one row: the step's takes two as well.
+    prompt, step = shapes(1, likely, engine.cache), shapes(1, 1, 2)
     return [f"--onnx={engine.file}", "--saveEngine=decoder.engine", "--profile=0", *prompt, "--profile=1", *step]
 
 
