@@ -201,7 +201,9 @@ def test_trtexec_gets_the_same_graphs(device) -> None:
         f"--optShapes=inputs_embeds:1x{likely}x{width},position_ids:1x{likely}",
         f"--maxShapes=inputs_embeds:1x512x{width},position_ids:1x512",
         "--profile=1",
-        *(f"--{name}Shapes=inputs_embeds:1x1x{width},position_ids:1x1" for name in ("min", "opt", "max")),
+        f"--minShapes=inputs_embeds:1x1x{width},position_ids:1x1",
+        f"--optShapes=inputs_embeds:1x1x{width},position_ids:1x1",
+        f"--maxShapes=inputs_embeds:1x2x{width},position_ids:1x2",
         "--skipInference",
     ]
 
