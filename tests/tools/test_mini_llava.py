@@ -137,7 +137,7 @@ def test_language_loss_reaches_the_tower(tokenizer_file: Path) -> None:
     reader = converse._reader(str(tokenizer_file))
     model = build(reader.get_vocab_size(), reader.token_to_id("<image>"), 1, 2, 0)
     heads = pretrain.Heads(model.config.vision_config.hidden_size)
-    options = {"window": 4, "tokenizer": str(tokenizer_file), "turns": 3, "length": 40}
+    options = {"windows": (4,), "batch": 2, "tokenizer": str(tokenizer_file), "turns": 3, "length": 40}
     batch = next(Examples(converse.example, "t", 0, 2, **options).batches(2, 0))
     start = converse.start_ids(reader)
     loss, shown = converse.loss(model, heads, batch, tower=True, dense_weight=0.0, start=start)

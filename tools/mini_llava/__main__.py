@@ -29,10 +29,10 @@ from tools.mini_llava.text import ASSISTANT, BOS, EOS, IMAGE, PAD, USER, process
 
 @dataclass(frozen=True)
 class Stage:
-    """One leg of the training: what is trained, on windows of how many patches a side, for how long."""
+    """One leg of the training: what is trained, on windows of how many patches a side (batch about), for how long."""
 
     name: str
-    window: int
+    windows: tuple[int, ...]
     batch: int
     steps: int
     rate: float
@@ -44,13 +44,25 @@ class Stage:
 
 
 STAGES = (
-    Stage("dense", window=8, batch=64, steps=1400, rate=2e-3),
-    Stage("talk", window=8, batch=64, steps=500, rate=2e-3, talk=True),
-    Stage("wide", window=16, batch=16, steps=300, rate=1.5e-3, talk=True),
-    Stage("full", window=GRID, batch=8, steps=700, rate=7e-4, decay_share=0.6, talk=True, dense_weight=0.5, turns=16),
-    Stage("language", window=GRID, batch=8, steps=420, rate=1.2e-3, decay_share=0.8, talk=True, tower=False, turns=16),
-    Stage("joint", window=GRID, batch=8, steps=900, rate=9e-4, decay_share=0.9, talk=True, dense_weight=0.5, turns=16),
-)
+    Stage("dense", windows=(8,), batch=64, steps=1400, rate=2e-3),
+    Stage("talk", windows=(8,), batch=64, steps=500, rate=2e-3, talk=True),
+    Stage("wide", windows=(16,), batch=16, steps=300, rate=1.5e-3, talk=True),
+    Stage(
+        "full", windows=(GRID,), batch=8, steps=700, rate=7e-4, decay_share=0.6, talk=True, dense_weight=0.5, turns=16
+    ),
+    Stage(
+        "language", windows=(GRID,), batch=8, steps=420, rate=1.2e-3, decay_share=0.8, talk=True, tower=False, turns=16
+    ),
+    Stage(
+        "joint", windows=(GRID,), batch=8, steps=900, rate=9e-4, decay_share=0.9, talk=True, dense_weight=0.5, turns=16
+    ),
+    # Every other batch of fewer tokens: a language model that has only ever seen GRID x GRID of them goes on talking
+    # after its answer when there are a few dozen. Whole windows, so no way of choosing tokens is favoured.
+    Stage(
+        "sizes", windows=(GRID, 6, GRID, 8, GRID, 12, GRID, 16), batch=8, steps=320, rate=5e-4, decay_share=1.0,
+        talk=True, tower=False, turns=16,
+    ),
+)  # fmt: skip
 TURN_LENGTH = 11  # tokens a question and its answer take, about; what does not fit is left out
 
 
@@ -131,7 +143,8 @@ def main(
         before = work / f"{stage.name}.pt"
         if stage.talk:
             options = {
-                "window": stage.window,
+                "windows": stage.windows,
+                "batch": stage.batch,
                 "tokenizer": str(tokenizer_file),
                 "turns": stage.turns,
                 "length": stage.turns * TURN_LENGTH,
@@ -146,7 +159,8 @@ def main(
                 start=(ids[BOS], ids[USER]),
             )
         else:
-            examples = pretrain.Examples(pretrain.example, f"{seed}:{stage.name}", 0, 0, window=stage.window)
+            windows = {"windows": stage.windows, "batch": stage.batch}
+            examples = pretrain.Examples(pretrain.example, f"{seed}:{stage.name}", 0, 0, **windows)
             step = functools.partial(pretrain.loss, model, heads)
         fit(
             stage.name,

@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
 from tools.mini_llava.model import encode
-from tools.mini_llava.pretrain import Batch, Heads, example_scene
+from tools.mini_llava.pretrain import Batch, Heads, example_scene, window_of
 from tools.mini_llava.text import BOS, USER, conversation, in_full_frame, questions
 
 
-def example(seed: str, window: int, tokenizer: str, turns: int, length: int) -> dict[str, np.ndarray]:
+def example(
+    seed: str, windows: tuple[int, ...], batch: int, tokenizer: str, turns: int, length: int
+) -> dict[str, np.ndarray]:
     """A window with its dense targets, and a conversation of up to `turns` questions about it."""
     rng = random.Random(seed)
+    window = window_of(seed, windows, batch)
     scene, row, column, out = example_scene(rng, window, label_share=0.7)
     reader = _reader(tokenizer)
     asked = questions(rng, in_full_frame(scene, row, column), turns)

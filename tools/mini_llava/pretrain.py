@@ -34,9 +34,14 @@ def normalise(picture: np.ndarray) -> np.ndarray:
     return ((picture.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)
 
 
-def example(seed: str, window: int) -> dict[str, np.ndarray]:
-    """One drawn window of `window` x `window` patches at a random place of the grid, with its dense targets."""
-    return example_scene(random.Random(seed), window, label_share=0.85)[3]
+def example(seed: str, windows: tuple[int, ...], batch: int) -> dict[str, np.ndarray]:
+    """One drawn window of patches at a random place of the grid, with its dense targets."""
+    return example_scene(random.Random(seed), window_of(seed, windows, batch), label_share=0.85)[3]
+
+
+def window_of(seed: str, windows: tuple[int, ...], batch: int) -> int:
+    """Patches a side of the example `seed` ("...:number"): the `windows` in turn, one for all of a batch."""
+    return windows[int(seed.rpartition(":")[2]) // batch % len(windows)]
 
 
 def example_scene(rng: random.Random, window: int, label_share: float) -> tuple[Scene, int, int, dict[str, np.ndarray]]:
