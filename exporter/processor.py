@@ -24,10 +24,7 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         UserError: neither file is there, or they lack the mean and deviation.
     """
-    nested = (checkpoint.json("processor_config.json") or {}).get("image_processor")
-    values = nested or checkpoint.json("preprocessor_config.json")
-    if not values:
-        raise UserError(f"{checkpoint.folder} has no preprocessor_config.json: the picture's preprocessing is unknown")
+    values = image_processor(checkpoint)
     missing = [k for k in ("image_mean", "image_std", "size") if k not in values]
     if missing:
         raise UserError(
@@ -42,6 +39,19 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "std": values["image_std"] if values.get("do_normalize", True) else [1.0, 1.0, 1.0],
         "convert_rgb": values.get("do_convert_rgb", True),
     }
+
+
+def image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The image processor's own fields.
+
+    Raises:
+        UserError: neither file is there.
+    """
+    nested = (checkpoint.json("processor_config.json") or {}).get("image_processor")
+    values: dict[str, Any] | None = nested or checkpoint.json("preprocessor_config.json")
+    if not values:
+        raise UserError(f"{checkpoint.folder} has no preprocessor_config.json: the picture's preprocessing is unknown")
+    return values
 
 
 def _size(size: Any) -> dict[str, int]:
@@ -71,8 +81,10 @@ def image_token(checkpoint: Checkpoint) -> int:
     return found
 
 
-def write_processor(checkpoint: Checkpoint, folder: Path) -> ProcessorInfo:
+def write_processor(checkpoint: Checkpoint, folder: Path, tiling: dict[str, Any] | None = None) -> ProcessorInfo:
     """Write `tokenizer.json`, `chat_template.jinja` and `image.json` into `folder` (named "processor").
+
+    `tiling` is the family's, for image.json.
 
     Raises:
         UserError: the checkpoint has no fast tokenizer or no chat template.
@@ -81,7 +93,8 @@ def write_processor(checkpoint: Checkpoint, folder: Path) -> ProcessorInfo:
     tokenizer = _tokenizer(checkpoint)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(_chat_template(checkpoint), encoding="utf-8")
-    (folder / "image.json").write_text(json.dumps(image_values(checkpoint), indent=2) + "\n", encoding="utf-8")
+    image = {**image_values(checkpoint), **({"tiling": tiling} if tiling is not None else {})}
+    (folder / "image.json").write_text(json.dumps(image, indent=2) + "\n", encoding="utf-8")
     token_id = image_token(checkpoint)
     token = tokenizer.id_to_token(token_id)
     if token is None:

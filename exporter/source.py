@@ -17,6 +17,8 @@ ALIASES = {
     "llava": "llava-hf/llava-1.5-7b-hf",
     "llava-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-13b": "llava-hf/llava-1.5-13b-hf",
+    "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
 }
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 # What an export reads: no other framework's weights, no pictures.

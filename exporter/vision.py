@@ -27,6 +27,7 @@ from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.graft import graft
 from svdprune.exporter.selection import SelectorConfig, selector_model
+from svdprune.exporter.tiled import candidates, joined, kept_rows, mask_scores
 
 OPSET = 18
 EXTERNAL_ABOVE = 64 << 20  # bytes of weights beyond which they go into a file of their own, written piece by piece
@@ -71,6 +72,7 @@ def build_vision(
 
     Input `pixels` uint8 (B, height, width, 3), or float32 (B, 3, height, width) with `raw` false.
     Outputs `features` float32 (B, K, H), `kept_indices` int64 (B, K) ascending, `scores` float32 (B, T).
+    A family that cuts pictures into tiles has B = N tiles and the inputs of `tiled`; in its outputs B is G choices.
     `precision` is the encoder's and the projector's; the scorer is always float32.
     Reads the vision tower's and the projector's weights, nothing else of the checkpoint.
     """
@@ -88,24 +90,50 @@ def build_vision(
     tokens, *attention = model.graph.outputs
     model.graph.outputs.clear()
     tape = ir.tape.Tape(model.graph)
-    wide = tokens if dtype == torch.float32 else tape.op(
-        "Cast", [tokens], {"to": ir.DataType.FLOAT}, name="scorer/widen"
-    )
+    tiles = spec.tiles()
+    found = candidates(model, tokens, *attention or (None,), spec) if tiles is not None else None
+    if found is not None:
+        wide, attention = found.rows, [found.attention] if found.attention is not None else []
+    else:
+        wide = (
+            tokens
+            if dtype == torch.float32
+            else tape.op("Cast", [tokens], {"to": ir.DataType.FLOAT}, name="scorer/widen")
+        )
     scorer = selector_model(
-        selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
+        selector,
+        tokens=spec.tokens,
+        channels=spec.channels,
+        grid=spec.selection_grid,
+        keep=keep,
+        start=start,
+        padded=found is not None,
     )
     given = dict(zip(("tokens_in", "cls_attention"), (wide, *attention), strict=False))
     scores = graft(model, scorer, {str(v.name): given[str(v.name)] for v in scorer.graph.inputs}, "scorer")["scores"]
-    kept, rows = _top(model, scores, tokens, keep, spec.tokens)
+    if found is not None:
+        scores = mask_scores(model, scores, found)
+    kept, column = _top(model, scores, keep, spec.tokens)
+    if found is not None:
+        rows, weights = kept_rows(model, found, column)
+    else:
+        rows = (
+            tokens
+            if column is None
+            else ir.tape.Tape(model.graph).op("GatherND", [tokens, column], {"batch_dims": 1}, name="select/gather")
+        )
     report("tracing the projector")
     projector = _traced(
-        family.projector(checkpoint).to(dtype), torch.zeros(2, keep, spec.channels, dtype=dtype), "rows", ["features"]
+        family.projector(checkpoint).to(dtype),
+        torch.zeros(2, keep, spec.channels, dtype=dtype),
+        "rows",
+        ["features"],
     )
     features = graft(model, projector, {"rows": rows}, "projector")["features"]
     if dtype != torch.float32:
-        features = ir.tape.Tape(model.graph).op(
-            "Cast", [features], {"to": ir.DataType.FLOAT}, name="projector/widen"
-        )
+        features = ir.tape.Tape(model.graph).op("Cast", [features], {"to": ir.DataType.FLOAT}, name="projector/widen")
+    if tiles is not None:
+        features = joined(model, features, weights, tiles.sources, spec.hidden)
     _declare(model, features, kept, scores, keep, spec)
     return model
 
@@ -121,8 +149,8 @@ def _cast_first(model: ir.Model) -> None:
             node.replace_input_with(position, cast.outputs[0])
 
 
-def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: int) -> tuple[ir.Value, ir.Value]:
-    """Indices of the K largest scores, ascending, int64 (B, K), and those rows of `tokens` (B, K, D)."""
+def _top(model: ir.Model, scores: ir.Value, keep: int, total: int) -> tuple[ir.Value, ir.Value | None]:
+    """Indices of the K largest scores, ascending, int64 (B, K), and as a column (B, K, 1); None for all of them."""
     tape = ir.tape.Tape(model.graph)
 
     def constant(name: str, value: np.ndarray) -> ir.Value:
@@ -131,7 +159,7 @@ def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: 
     if keep == total:  # nothing to choose: also spares engines whose TopK has a limit
         batch = tape.op("Shape", [scores], {"start": 0, "end": 1}, name="select/batch")
         shape = tape.op("Concat", [batch, constant("total", np.array([total]))], {"axis": 0}, name="select/shape")
-        return tape.op("Expand", [constant("all", np.arange(total)[None]), shape], name="select/everything"), tokens
+        return tape.op("Expand", [constant("all", np.arange(total)[None]), shape], name="select/everything"), None
     k = constant("k", np.array([keep]))
     best = tape.op_multi_out(
         "TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, num_outputs=2, name="select/top"
@@ -143,14 +171,15 @@ def _top(model: ir.Model, scores: ir.Value, tokens: ir.Value, keep: int, total: 
     )[0]
     kept = tape.op("Cast", [ordered], {"to": ir.DataType.INT64}, name="select/kept")
     column = tape.op("Unsqueeze", [kept, constant("last", np.array([2]))], name="select/column")
-    return kept, tape.op("GatherND", [tokens, column], {"batch_dims": 1}, name="select/gather")
+    return kept, column
 
 
 def _declare(
     model: ir.Model, features: ir.Value, kept: ir.Value, scores: ir.Value, keep: int, spec: VisionSpec
 ) -> None:
     """Name and shape the outputs as every user of the graph expects them."""
-    batch = model.graph.inputs[0].shape[0]  # type: ignore[index]
+    choices = model.graph.inputs[0 if spec.tiling is None else 1]  # a picture each, or the G of `sources`
+    batch = choices.shape[0]  # type: ignore[index]
     tape = ir.tape.Tape(model.graph)
     for name, value, dtype, rest in (
         ("features", features, ir.DataType.FLOAT, (keep, spec.hidden)),

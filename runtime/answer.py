@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from svdprune.runtime.arrays import AnyArray, fetched_on_read, held
+from svdprune.runtime.tiling import View
 
 Stopped = Literal["eos", "length", "stop"]
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Rows of a picture in tiles: ``places`` int64 [rows] among the unpruned one's ``total``; ``views`` to draw."""
+
+    places: np.ndarray
+    total: int
+    views: list[View] = field(default_factory=list)
 
 
 @fetched_on_read("features")
@@ -24,6 +34,8 @@ class Sight:
         scores: float32 [T], higher is kept first.
         pixels: uint8 [height, width, 3], the preprocessed picture.
         preprocess, vision: seconds of each stage.
+        tiled: where the picture was cut into tiles: what its features are rows of. K and T are this picture's, and
+            ``features`` has the rows that stand between tokens, too.
     """
 
     features: np.ndarray
@@ -32,11 +44,22 @@ class Sight:
     pixels: np.ndarray
     preprocess: float = 0.0
     vision: float = 0.0
+    tiled: Tiled | None = None
 
     @property
     def features_in_place(self) -> AnyArray:
         """The features where the vision backend left them."""
         return held(self, "features")
+
+    @property
+    def places(self) -> np.ndarray:
+        """int64 [rows of ``features``], ascending: which rows of the unpruned picture's they are."""
+        return self.kept_indices if self.tiled is None else self.tiled.places
+
+    @property
+    def total(self) -> int:
+        """Rows that the unpruned picture has in the prompt."""
+        return len(self.scores) if self.tiled is None else self.tiled.total
 
 
 @dataclass(frozen=True)

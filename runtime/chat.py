@@ -108,7 +108,7 @@ class Chat:
             token_ids=result.ids,
             kept_indices=sight.kept_indices,
             scores=sight.scores,
-            tokens=Tokens(vlm.manifest.vision.tokens, len(sight.kept_indices), prompt_rows, len(result.ids)),
+            tokens=Tokens(len(sight.scores), len(sight.kept_indices), prompt_rows, len(result.ids)),
             times=Times(
                 preprocess=sight.preprocess if first else 0.0,
                 vision=sight.vision if first else 0.0,

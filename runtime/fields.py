@@ -17,7 +17,7 @@ def read_fields(kind: type[T], content: Any, file: str, where: str = "", again: 
     """Build a dataclass from a JSON object.
 
     Args:
-        kind: a dataclass whose hints are str, int, float, bool, Literal, ``X | None``, list[X], dict[str, X] or
+        kind: a dataclass whose hints are str, int, float, bool, Literal, ``X | None``, list[X], dict[str, X], Any or
             another such dataclass. Fields with a default may be absent.
         content: what ``json.loads`` gave.
         file: the file's name, for the message.
@@ -46,6 +46,8 @@ def read_fields(kind: type[T], content: Any, file: str, where: str = "", again: 
 def _value(hint: Any, value: Any, file: str, where: str, again: str) -> Any:
     """``value`` checked against one type hint, and converted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (typing.Union, types.UnionType):  # only ever `X | None`
         return None if value is None else _value(arguments[0], value, file, where, again)
     if origin is Literal:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.fields import read_fields
+from svdprune.runtime.tiling import TilesInfo
 
 SCHEMA = 2
 
@@ -93,7 +94,9 @@ class QuantisationInfo:
 class VisionInfo:
     """The vision graph: pixels [B, height, width, 3] -> ``keep`` of ``tokens`` features of ``hidden`` channels.
 
-    ``grid`` is [rows, columns] of the patches, ``channels`` the encoder's width, ``tap`` the hidden state used.
+    ``grid`` is [rows, columns] of the patches, ``channels`` the encoder's width, ``tap`` the hidden state used. Where
+    a picture is cut into ``tiles``, these are of a tile, B counts the picture's tiles, and ``tokens`` is the most
+    that one choice is made from; a picture that has fewer than ``keep`` keeps all.
     """
 
     file: str
@@ -110,6 +113,7 @@ class VisionInfo:
     opset: int
     selector: SelectorInfo
     quantisation: QuantisationInfo | None = None
+    tiles: TilesInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -262,8 +266,11 @@ def check(manifest: Manifest) -> None:
         for name in names:
             if getattr(info, name) < 1:
                 raise BundleError(f"manifest.json: {section}.{name} is {getattr(info, name)}, it must be 1 or more")
-    if len(vision.grid) != 2 or min(vision.grid) < 1 or vision.grid[0] * vision.grid[1] != vision.tokens:
-        raise BundleError(f"manifest.json: vision.grid {vision.grid} does not make vision.tokens {vision.tokens}")
+    what, tokens = ("tiles.per_tile", vision.tiles.per_tile) if vision.tiles else ("tokens", vision.tokens)
+    if len(vision.grid) != 2 or min(vision.grid) < 1 or vision.grid[0] * vision.grid[1] != tokens:
+        raise BundleError(f"manifest.json: vision.grid {vision.grid} does not make vision.{what} {tokens}")
+    if vision.tiles is not None:
+        _check_tiles(vision.tiles, vision.tokens)
     if vision.keep > vision.tokens:
         raise BundleError(f"manifest.json: vision.keep {vision.keep} is more than vision.tokens {vision.tokens}")
     if vision.hidden != decoder.hidden:
@@ -272,6 +279,18 @@ def check(manifest: Manifest) -> None:
                          *(("decoder.eos", token) for token in decoder.eos)):  # fmt: skip
         if token < 0:
             raise BundleError(f"manifest.json: {where} holds {token}, a token id is 0 or more")
+
+
+def _check_tiles(tiles: TilesInfo, tokens: int) -> None:
+    limits = [tiles.least, tiles.likely, tiles.most]
+    if limits != sorted(limits) or tiles.least < 1:
+        raise BundleError(
+            f"manifest.json: vision.tiles has {limits} tiles, least, likely and most must be 1 or more and rise"
+        )
+    if tiles.sources < 1:
+        raise BundleError(f"manifest.json: vision.tiles.sources is {tiles.sources}, it must be 1 or more")
+    if tiles.budget == "tile" and tokens != tiles.per_tile:
+        raise BundleError(f"manifest.json: vision.tokens {tokens} is not vision.tiles.per_tile {tiles.per_tile}")
 
 
 def _check_schema(schema: object) -> None:

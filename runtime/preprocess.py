@@ -12,7 +12,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class ImageSettings:
         crop: {"height": pixels, "width": pixels} cut from the centre, padded with zeros where too small; or None.
         rescale, mean, std: what normalisation uses, (pixels * rescale - mean) / std, one value a channel.
         convert_rgb: kept for the record; the runtime always converts.
+        tiling: how a picture is cut into tiles (``svdprune.runtime.tiling``); None where it stays one.
     """
 
     resize: dict[str, int] | None
@@ -54,6 +55,7 @@ class ImageSettings:
     mean: list[float]
     std: list[float]
     convert_rgb: bool = True
+    tiling: dict[str, Any] | None = None
 
     @staticmethod
     def from_json(content: object, file: str = "image.json") -> ImageSettings:
@@ -131,10 +133,15 @@ def preprocess(image: Image.Image, settings: ImageSettings) -> np.ndarray:
         uint8 [h, w, 3], contiguous; equal to the Hugging Face processor's pixels before rescaling.
 
     Raises:
-        UserError: a picture so long and thin that its resized form would pass ``MAX_PIXELS``.
+        UserError: a picture so long and thin that its resized form would pass ``MAX_PIXELS``; settings that cut it into
+            tiles, which ``svdprune.runtime.tiling`` does.
     """
     from PIL import Image
 
+    if settings.tiling is not None:
+        raise UserError(
+            "this model cuts a picture into tiles, which this step does not do: use `svdprune run` or `verify`"
+        )
     if settings.resize is not None:
         width, height = _resized(image.size, settings.resize)
         if width * height > MAX_PIXELS:
@@ -150,10 +157,10 @@ def preprocess(image: Image.Image, settings: ImageSettings) -> np.ndarray:
 
 
 def normalise(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """uint8 [h, w, 3] -> float32 [3, h, w], (pixels * rescale - mean) / std for each channel."""
+    """uint8 [..., h, w, 3] -> float32 [..., 3, h, w], (pixels * rescale - mean) / std for each channel."""
     scaled = pixels.astype(np.float32) * np.float32(settings.rescale)
     centred = scaled - np.asarray(settings.mean, np.float32)
-    return np.ascontiguousarray((centred / np.asarray(settings.std, np.float32)).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.moveaxis(centred / np.asarray(settings.std, np.float32), -1, -3))
 
 
 def _file(path: str | Path) -> BinaryIO:

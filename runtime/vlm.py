@@ -23,6 +23,7 @@ from svdprune.runtime.positions import policy_named
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
 from svdprune.runtime.prompt import CachedPrompt
 from svdprune.runtime.text import TextProcessor, user_message
+from svdprune.runtime.tiling.see import read_marks, see_tiles
 from svdprune.runtime.vision import VisionBackend, open_vision
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Vlm:
         name = manifest.processor.image
         self.settings = ImageSettings.from_json(bundle.read_json(name), name)
         _check_size(self.settings, manifest)
+        self.marks = read_marks(bundle)
         info = manifest.decoder
         self.embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
 
@@ -100,6 +102,8 @@ class Vlm:
             UserError: the picture cannot be used (see ``open_image``).
             NumericalError: NaN or infinity in the features or scores.
         """
+        if self.manifest.vision.tiles is not None:
+            return see_tiles(self, image, self.manifest.vision.tiles)
         started = time.perf_counter()
         pixels = preprocess(open_image(image), self.settings)
         feed = pixels if self.manifest.vision.input == "uint8" else normalise(pixels, self.settings)
@@ -192,10 +196,11 @@ class Vlm:
             UserError: the ``Sight`` is of a bundle with other sizes.
         """
         manifest = self.manifest
-        features = sight.features_in_place
+        features, tiles = sight.features_in_place, manifest.vision.tiles
         shapes = (features.shape, sight.scores.shape)
-        wanted = ((len(sight.kept_indices), manifest.vision.hidden), (manifest.vision.tokens,))
-        if shapes != wanted:
+        tokens = manifest.vision.tokens if tiles is None else len(sight.scores)
+        wanted = ((len(sight.places), manifest.vision.hidden), (tokens,))
+        if shapes != wanted or (tiles is None) != (sight.tiled is None):
             raise UserError(
                 f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle {wanted[0]} and {wanted[1]}: "
                 "see the picture with the bundle that answers"
@@ -204,8 +209,8 @@ class Vlm:
             self.decoder,
             self.embed,
             features,
-            sight.kept_indices,
-            manifest.vision.tokens,
+            sight.places,
+            sight.total,
             self.positions,
             manifest.decoder.context,
             manifest.processor.image_token_id,
@@ -218,6 +223,8 @@ class Vlm:
 
 def _check_size(settings: ImageSettings, manifest: Manifest) -> None:
     """Refuse image settings that make another size than the vision graph takes (where they fix one)."""
+    if (settings.tiling is None) != (manifest.vision.tiles is None):
+        raise BundleError(f"{manifest.processor.image} and manifest.json disagree on tiles: export the bundle again")
     made = settings.crop or settings.resize
     wanted = {"height": manifest.vision.height, "width": manifest.vision.width}
     if made is not None and set(made) == set(wanted) and made != wanted:

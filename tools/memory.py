@@ -20,7 +20,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from svdprune.exporter.families.llava import ClipTower, Projector
+from svdprune.exporter.towers.clip import ClipTower
+from svdprune.exporter.towers.layers import Projector
 from tools.tables import write_between
 
 VISION = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.tiling import TilesInfo, tiling_of
+
+Budget = Literal["picture", "tile"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class VisionSpec:
     channels: D, width of the features at the tap. hidden: H, width of the language model's embeddings.
     tap: which hidden state the features are, counted as the config counts it.
     mean, std: per channel, of pictures scaled to [0, 1].
+    tiling: how a picture is cut into tiles of this size (`tiling` of image.json, see `svdprune.runtime.tiling`), None
+    where it is one. budget: K of the whole picture or of each tile. cls: whether the encoder has a [CLS] token.
     """
 
     height: int
@@ -32,10 +37,30 @@ class VisionSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rescale: float
+    tiling: dict[str, Any] | None = None
+    budget: Budget = "picture"
+    cls: bool = True
 
     @property
     def tokens(self) -> int:
+        """T of one choice: of the picture or tile; the most that there can be, where that varies."""
+        if self.tiling is not None and self.budget == "picture":
+            return tiling_of(self.tiling).most_tokens
         return self.grid[0] * self.grid[1]
+
+    @property
+    def selection_grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the tokens that are chosen from; None where they lie on no one grid."""
+        return None if self.tiling is not None and self.budget == "picture" else self.grid
+
+    def tiles(self, marks: str | None = None) -> TilesInfo | None:
+        """The manifest's `vision.tiles`; `marks` is the bundle's file of rows between the tokens."""
+        if self.tiling is None:
+            return None
+        tiling = tiling_of(self.tiling)
+        least, likely, most = tiling.limits
+        per_tile = self.grid[0] * self.grid[1]
+        return TilesInfo(least, likely, most, per_tile, self.budget, tiling.most_sources, marks)
 
 
 class Family(Protocol):
@@ -49,14 +74,19 @@ class Family(Protocol):
         ...
 
     def encoder(self, checkpoint: Checkpoint) -> torch.nn.Module:
-        """float (B, 3, height, width), normalised -> tokens (B, T, D) at the tap and [CLS] attention (B, T).
+        """float (B, 3, height, width), normalised -> tokens (B, T, D) and [CLS] attention (B, T), None without [CLS].
 
-        Reads the vision tower's weights and no others; keeps their dtype.
+        Everything up to the selection: the tower to its tap, and what joins tokens before they are chosen (a pixel
+        shuffle). B counts tiles where there are any. Reads the weights of that part and no others; keeps their dtype.
         """
         ...
 
     def projector(self, checkpoint: Checkpoint) -> torch.nn.Module:
-        """What follows the selection: (B, K, D) -> (B, K, H)."""
+        """What follows the selection, row by row, for any number of rows: (B, K, D) -> (B, K, H)."""
+        ...
+
+    def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
+        """Rows (E, H) that stand between the tokens of tiles and are no tokens of the text, such as a newline's."""
         ...
 
     def reference_tokens(self, model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +98,15 @@ class Family(Protocol):
         ...
 
 
-_MODULES = ("llava",)  # one file each, in this folder
+class Plain:
+    """What most families share."""
+
+    def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
+        """See `Family`: none."""
+        return None
+
+
+_MODULES = ("llava", "llava_next", "llava_onevision")  # one file each, in this folder
 
 
 def _families() -> Mapping[str, Family]:

@@ -11,21 +11,21 @@ TINY = 1e-30
 LEVELS = 2.0**14  # cosine distances are compared in steps of 1 / LEVELS, so identical tokens are at distance 0
 
 
-@register("cls", needs_cls_attention=True, any_keep=True)
+@register("cls", needs_cls_attention=True, any_keep=True, padding=True)
 def cls_attention_scores(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """What the [CLS] token attends to, mean over heads, as given."""
     assert cls_attention is not None  # `build_selector` and `selector_model` see to it
     return op.add(cls_attention, nothing(op, tokens))
 
 
-@register("norm", any_keep=True)
+@register("norm", any_keep=True, padding=True)
 def feature_norm(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Euclidean norm of each token's feature."""
     largest = op.add(op.max(op.abs(tokens), 1, 2), TINY)  # (B, 1, 1): squares neither overflow nor vanish
     return op.squeeze(op.mul(op.norm(op.div(tokens, largest), 2), largest), 2)
 
 
-@register("random", any_keep=True)
+@register("random", any_keep=True, padding=True)
 def random_order(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """One seeded order of the tokens, the same for every picture."""
     order = np.random.default_rng(task.config.seed).permutation(task.tokens)
@@ -66,7 +66,7 @@ def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task)
     return op.add(points_of(op, picks, task.tokens), nothing(op, tokens))
 
 
-@register("none", any_keep=True)
+@register("none", any_keep=True, padding=True)
 def everything(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Equal scores: every token is kept."""
     return op.add(nothing(op, tokens), np.full((1, task.tokens), 1.0 / task.tokens, np.float32))

@@ -9,7 +9,7 @@ from torch import nn
 
 from svdprune.exporter.selection.config import SelectorConfig
 from svdprune.exporter.selection.ops import OPSET, OnnxOps, TorchOps
-from svdprune.exporter.selection.registry import Task, selector_entry
+from svdprune.exporter.selection.registry import Task, selector_entry, selector_names
 from svdprune.runtime.errors import UserError
 
 
@@ -46,6 +46,7 @@ def build_selector(
     grid: tuple[int, int] | None = None,
     keep: int | None = None,
     start: np.ndarray | None = None,
+    padded: bool = False,
 ) -> Selector:
     """The torch form, for features of `tokens` x `channels`.
 
@@ -53,8 +54,9 @@ def build_selector(
         grid: (rows, columns) of the patches, which `grid` needs.
         keep: K, which `grid` and `maxmin` need.
         start: calibrated start of `leverage`, (D, b or more), from `svdprune.calib.start`; None for the seeded one.
+        padded: some of the T tokens may be rows of zeros that stand for nothing.
     """
-    task = Task(config, tokens, channels, grid, keep, start)
+    task = Task(config, tokens, channels, grid, keep, start, padded)
     _check(task)
     return Selector(task)
 
@@ -67,13 +69,14 @@ def selector_model(
     grid: tuple[int, int] | None = None,
     keep: int | None = None,
     start: np.ndarray | None = None,
+    padded: bool = False,
 ) -> ir.Model:
     """The ONNX form of the same operations, opset 18; arguments as of `build_selector`.
 
     Inputs `tokens_in` float32 (B, T, D) and, for a selector that needs it, `cls_attention` float32 (B, T); output
     `scores` float32 (B, T); B is free.
     """
-    task = Task(config, tokens, channels, grid, keep, start)
+    task = Task(config, tokens, channels, grid, keep, start, padded)
     _check(task)
     entry = selector_entry(config.name)
     features = _float("tokens_in", ["batch", tokens, channels])
@@ -94,4 +97,10 @@ def _float(name: str, shape: list[int | str]) -> ir.Value:
 
 
 def _check(task: Task) -> None:
+    if task.padded and not selector_entry(task.config.name).padding:
+        able = ", ".join(name for name in selector_names() if selector_entry(name).padding)
+        raise UserError(
+            f"the selector `{task.config.name}` needs a picture of a fixed number of tokens, and this model's vary: "
+            f"choose from {able}"
+        )
     task.config.check(tokens=task.tokens, channels=task.channels, keep=task.tokens if task.keep is None else task.keep)

@@ -31,11 +31,15 @@ EXACT = (5e-4, 11)
 TIE = 2.0**-15  # scores closer than this, relatively, are equal: identical tokens must not be ordered by rounding
 
 
-@register("leverage", any_keep=True)
+@register("leverage", any_keep=True, padding=True)
 def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Leverage scores (B, T) that sum to 1; nearly equal ones made equal (`merge_ties`)."""
     features = op.div(tokens, op.add(op.max(op.abs(tokens), 1, 2), TINY))  # (B, T, D), safe to square
-    if task.config.centre:
+    if task.config.centre and task.padded:
+        present = op.at_least(op.max(op.abs(features), 2), TINY)  # (B, T, 1)
+        mean = op.div(op.sum(features, 1), op.add(op.sum(present, 1), TINY))
+        features = op.mul(op.sub(features, mean), present)
+    elif task.config.centre:
         features = op.sub(features, op.mean(features, 1))
     features = _unit(op, features)  # total variance 1, so every squared singular value is a share of it
     start = start_block(task)

@@ -27,7 +27,7 @@ class Task:
     """What a scorer is built for: T x D features on a grid of (rows, columns) patches, of which `keep` stay.
 
     `start` is the calibrated start (D, b) of `leverage`, or None for the seeded one; `grid` and `keep` may be None for
-    scorers that do not use them.
+    scorers that do not use them. `padded`: some of the tokens may be rows of zeros, which must not count.
     """
 
     config: SelectorConfig
@@ -36,6 +36,7 @@ class Task:
     grid: tuple[int, int] | None = None
     keep: int | None = None
     start: np.ndarray | None = None
+    padded: bool = False
 
     def needed_keep(self) -> int:
         """K, for a scorer whose scores depend on it."""
@@ -57,19 +58,23 @@ class Entry:
     scorer: Scorer
     needs_cls_attention: bool = False
     any_keep: bool = False  # the scores are the same for every K
+    padding: bool = False  # rows of zeros do not change the scores of the others
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, *, needs_cls_attention: bool = False, any_keep: bool = False) -> Callable[[Scorer], Scorer]:
+def register(
+    name: str, *, needs_cls_attention: bool = False, any_keep: bool = False, padding: bool = False
+) -> Callable[[Scorer], Scorer]:
     """Decorator: the scorer is known as `name` from here on.
 
-    `any_keep` says that its scores do not depend on K, so that an evaluation computes them once for all counts.
+    `any_keep` says that its scores do not depend on K, so that an evaluation computes them once for all counts;
+    `padding` that rows of zeros among the tokens do not change the others' scores, given `Task.padded`.
     """
 
     def add(scorer: Scorer) -> Scorer:
-        _ENTRIES[name] = Entry(scorer, needs_cls_attention, any_keep)
+        _ENTRIES[name] = Entry(scorer, needs_cls_attention, any_keep, padding)
         return scorer
 
     return add

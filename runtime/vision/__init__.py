@@ -15,12 +15,13 @@ from svdprune.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from svdprune.runtime.engines.device import Device
+    from svdprune.runtime.tiling.slots import Slots
 
 
 @fetched_on_read("features")
 @dataclass(frozen=True)
 class VisionOutput:
-    """What the vision graph gives for B pictures.
+    """What the vision graph gives for B pictures, or for the B choices of one picture that is cut into tiles.
 
     Attributes:
         features: float32 [B, K, H], ready for the decoder; read, they are on the host.
@@ -49,12 +50,13 @@ class VisionBackend(Protocol):
     name: str
     device: Device | None
 
-    def encode(self, pixels: np.ndarray, on_device: bool = False) -> VisionOutput:
-        """Encode pictures.
+    def encode(self, pixels: np.ndarray, on_device: bool = False, slots: Slots | None = None) -> VisionOutput:
+        """Encode pictures, or the tiles of one.
 
         Args:
             pixels: uint8 [B, height, width, 3] or float32 [B, 3, height, width], as the manifest's ``vision.input``.
             on_device: leave the features on ``device``. They are not looked at then: NaN in them shows in the logits.
+            slots: of tiles, what is chosen from; for a graph of whole pictures, None.
 
         Raises:
             NumericalError: NaN or infinity in the features or the scores.
@@ -98,6 +100,31 @@ def open_vision(
     return backend
 
 
+def input_types(info: VisionInfo) -> dict[str, str]:
+    """Names and number formats of the graph's inputs."""
+    return {"pixels": info.input, **({} if info.tiles is None else {"sources": "int64", "weights": "float32"})}
+
+
+def feed_of(pixels: np.ndarray, slots: Slots | None, info: VisionInfo) -> dict[str, np.ndarray]:
+    """The graph's inputs, after ``check_pixels``.
+
+    Raises:
+        UserError: slots for a graph of whole pictures, or none for one of tiles.
+    """
+    check_pixels(pixels, info)
+    if (slots is None) != (info.tiles is None):
+        kind = "whole pictures, give no slots" if info.tiles is None else "tiles, give the slots that go with them"
+        raise UserError(f"the vision graph takes {kind}")
+    return (
+        {"pixels": pixels} if slots is None else {"pixels": pixels, "sources": slots.sources, "weights": slots.weights}
+    )
+
+
+def choices(pixels: np.ndarray, slots: Slots | None) -> int:
+    """How many choices the graph makes: one a picture, or as many as there are groups of slots."""
+    return len(pixels) if slots is None else len(slots.sources)
+
+
 def check_pixels(pixels: np.ndarray, info: VisionInfo) -> None:
     """Refuse pixels that the graph does not take.
 
@@ -117,7 +144,7 @@ def check_output(output: VisionOutput, batch: int, info: VisionInfo, where: obje
     """The graph's contract on what came out; features that are on a GPU are judged by shape and type alone.
 
     Args:
-        output: of the graph. batch: how many pictures went in.
+        output: of the graph. batch: how many choices it made.
         where: the graph's or engine's path, for the message.
 
     Raises:

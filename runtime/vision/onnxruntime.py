@@ -11,7 +11,8 @@ from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.manifest import VisionInfo
 from svdprune.runtime.ort import CPU, CUDA, check_names, open_session, ort_errors
-from svdprune.runtime.vision import VisionOutput, check_output, check_pixels
+from svdprune.runtime.tiling.slots import Slots
+from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types
 
 _OUTPUTS = ["features", "kept_indices", "scores"]
 
@@ -40,23 +41,23 @@ class OnnxVision:
     def __init__(self, name: str, session: Any, path: Path, info: VisionInfo) -> None:
         self.name = name
         self.session, self._path, self._info = session, path, info
-        check_names(path, "input", ["pixels"], [item.name for item in session.get_inputs()])
+        check_names(path, "input", list(input_types(info)), [item.name for item in session.get_inputs()])
         check_names(path, "output", _OUTPUTS, [item.name for item in session.get_outputs()])
         wanted = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[info.input]
         found = session.get_inputs()[0].type
         if found != wanted:
             raise BundleError(f"{path} takes {found} pixels, the manifest says {info.input}: export the bundle again")
 
-    def encode(self, pixels: np.ndarray, on_device: bool = False) -> VisionOutput:
+    def encode(self, pixels: np.ndarray, on_device: bool = False, slots: Slots | None = None) -> VisionOutput:
         """See ``VisionBackend.encode``."""
         if on_device:
             raise ValueError(f"the vision backend {self.name} leaves no array on a GPU")
-        check_pixels(pixels, self._info)
+        feed = feed_of(pixels, slots, self._info)
         try:
-            features, kept, scores = self.session.run(_OUTPUTS, {"pixels": pixels})
+            features, kept, scores = self.session.run(_OUTPUTS, feed)
         except ort_errors() as error:
             raise BundleError(f"{self._path} failed to run ({error}): export the bundle again") from error
-        return check_output(VisionOutput(features, kept, scores), len(pixels), self._info, self._path)
+        return check_output(VisionOutput(features, kept, scores), choices(pixels, slots), self._info, self._path)
 
     def close(self) -> None:
         """See ``VisionBackend.close``."""

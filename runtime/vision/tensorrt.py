@@ -14,7 +14,8 @@ from svdprune.runtime.engines.open import check_tensors, open_engine
 from svdprune.runtime.engines.session import EngineSession
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import VisionInfo
-from svdprune.runtime.vision import VisionOutput, check_output, check_pixels
+from svdprune.runtime.tiling.slots import Slots
+from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types
 
 _OUTPUTS = ["features", "kept_indices", "scores"]
 
@@ -76,7 +77,7 @@ class EngineVision:
         self.name, self.device = trt.name, device
         self._info, self._owns_device = info, owns_device
         self.session = EngineSession(trt, data, device, where, host_code=host_code)
-        wanted = {"pixels": info.input, "features": "float32", "kept_indices": "int64", "scores": "float32"}
+        wanted = {**input_types(info), "features": "float32", "kept_indices": "int64", "scores": "float32"}
         try:
             check_tensors(self.session, wanted)
         except BaseException:
@@ -85,26 +86,26 @@ class EngineVision:
 
     @property
     def most(self) -> int:
-        """How many pictures the engine encodes at once, at most."""
+        """How many pictures, or tiles of one, the engine encodes at once, at most."""
         return self.session.largest["pixels"][0]
 
-    def encode(self, pixels: np.ndarray, on_device: bool = False) -> VisionOutput:
+    def encode(self, pixels: np.ndarray, on_device: bool = False, slots: Slots | None = None) -> VisionOutput:
         """See ``VisionBackend.encode``.
 
         Raises:
             UserError: also for more pictures than the engine was built for.
         """
-        check_pixels(pixels, self._info)
+        feed = feed_of(pixels, slots, self._info)
         if not 1 <= len(pixels) <= self.most:
             raise UserError(
                 f"{self.session.where} encodes up to {self.most} pictures at once, not {len(pixels)}: give fewer, or "
                 "build it for a larger --batch"
             )
         left = ("features",) if on_device else ()
-        outputs = self.session.run({"pixels": pixels}, on_device=left, repeats=True)
+        outputs = self.session.run(feed, on_device=left, repeats=True)
         features, kept, scores = (outputs[name] for name in _OUTPUTS)
         made = VisionOutput(passed(features), passed(kept), passed(scores))
-        return check_output(made, len(pixels), self._info, self.session.where)
+        return check_output(made, choices(pixels, slots), self._info, self.session.where)
 
     def close(self) -> None:
         """See ``VisionBackend.close``."""

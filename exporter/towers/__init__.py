@@ -1,0 +1,1 @@
+"""Vision towers that families share: built from a config, with transformers' parameter names."""

@@ -1,0 +1,130 @@
+"""A picture as several tiles: how it is cut, which tokens come of it, and the rows that they make in the prompt.
+
+A *tiling* is one way to do it, as one kind of Hugging Face processor does; it is chosen by the field ``tiling.kind`` of
+``processor/image.json``. It gives a ``Cut``: the tiles, and for each *candidate* - a token that the unpruned prompt
+would hold - where it comes from. Everything after that (``slots``: what the vision graph takes; ``sequence``: the
+rows of the prompt) is the same for all tilings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from svdprune.runtime.errors import BundleError
+from svdprune.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class TilesInfo:
+    """``vision.tiles`` of the manifest: all tiles of a picture are one batch of the vision graph.
+
+    Attributes:
+        least, likely, most: tiles of a picture.
+        per_tile: tokens of a tile, rows times columns of ``vision.grid``.
+        budget: ``picture``: ``vision.keep`` tokens of the whole picture, by one SVD over all of them; ``tile``: that
+            many of each tile, by one SVD a tile.
+        sources: the most encoder tokens that one candidate is made of (4 where the picture's grid is resampled).
+        marks: file of rows float32 [E, H] that stand between the tokens, such as a learned newline; null for none.
+    """
+
+    least: int
+    likely: int
+    most: int
+    per_tile: int
+    budget: Literal["picture", "tile"]
+    sources: int = 1
+    marks: str | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of the picture whose candidates lie on a grid, for drawing.
+
+    Attributes:
+        pixels: uint8 [h, w, 3]. grid: rows and columns. first: index of its first candidate; they follow row by row.
+    """
+
+    pixels: np.ndarray
+    grid: tuple[int, int]
+    first: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A picture cut into N tiles of T tokens, and its n candidates in the order of the prompt.
+
+    Attributes:
+        pixels: uint8 [N, h, w, 3].
+        sources: int64 [n, R], indices among the N * T tokens; weights: float32 [n, R], which sum to 1. A candidate is
+            the weighted sum of its sources, after the projector as before it.
+        tile: int64 [n], the tile that each candidate belongs to, when the budget is a tile's.
+        places: int64 [n], ascending, its row among the ``total`` rows that the unpruned picture has in the prompt.
+        marks: int64 [M, 3], what stands at the other rows: (row, code, since). ``code`` is a token's id, or -1 - e for
+            row e of the bundle's marks. A mark is kept when a candidate with a place in [since, row) is, and always
+            where ``since`` is -1.
+        total: rows in the unpruned prompt.
+        views: for drawing.
+    """
+
+    pixels: np.ndarray
+    sources: np.ndarray
+    weights: np.ndarray
+    tile: np.ndarray
+    places: np.ndarray
+    marks: np.ndarray
+    total: int
+    views: list[View] = field(default_factory=list)
+
+
+class Tiling(Protocol):
+    """One way to cut pictures, made from the fields of ``image.json``'s ``tiling``."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of a tile in pixels, and its tokens."""
+        ...
+
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """The least, likely and greatest number of tiles of a picture."""
+        ...
+
+    @property
+    def most_tokens(self) -> int:
+        """The most candidates that a picture can have."""
+        ...
+
+    @property
+    def most_sources(self) -> int:
+        """R, the most tokens that a candidate is made of."""
+        ...
+
+    def cut(self, image: Image.Image, resample: int) -> Cut:
+        """Cut an RGB picture; ``resample`` is Pillow's filter code.
+
+        Raises:
+            UserError: a picture that it cannot cut.
+        """
+        ...
+
+
+TILINGS = Registry("tiling", {"anyres": "svdprune.runtime.tiling.anyres:read"})
+
+
+def tiling_of(settings: dict[str, Any], file: str = "image.json") -> Tiling:
+    """The tiling that ``settings`` (of ``ImageSettings.tiling``) describe.
+
+    Raises:
+        BundleError: a kind that is not known, or fields that do not fit it.
+    """
+    kind = settings.get("kind")
+    if kind not in TILINGS.names():
+        raise BundleError(f"{file}: the tiling {kind!r} is not known to this svdprune: upgrade svdprune")
+    tiling: Tiling = TILINGS.find(str(kind))({k: v for k, v in settings.items() if k != "kind"}, file)
+    return tiling

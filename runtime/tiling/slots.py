@@ -1,0 +1,79 @@
+"""What the vision graph takes for a cut picture, and what its choice means among the picture's candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from svdprune.runtime.errors import BundleError
+from svdprune.runtime.tiling import Cut, TilesInfo
+
+ABSENT = -1
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Candidates laid out for G choices of S slots each.
+
+    Attributes:
+        sources: int64 [G, S, R]. weights: float32 [G, S, R], all 0 in a slot that is empty.
+        candidates: int64 [G, S], -1 in an empty slot.
+    """
+
+    sources: np.ndarray
+    weights: np.ndarray
+    candidates: np.ndarray
+
+
+def lay_out(cut: Cut, tiles: TilesInfo, size: int) -> Slots:
+    """Put the candidates into slots: all into one group of ``size``, or those of each tile into a group.
+
+    Raises:
+        BundleError: more tiles or candidates than the vision graph takes.
+    """
+    count = len(cut.pixels)
+    if not tiles.least <= count <= tiles.most:
+        raise BundleError(
+            f"the picture makes {count} tiles, the vision graph takes {tiles.least} to {tiles.most}: "
+            "export the bundle again"
+        )
+    groups = [np.arange(len(cut.places))]
+    if tiles.budget == "tile":
+        groups = [np.flatnonzero(cut.tile == number) for number in range(count)]
+    if max(map(len, groups)) > size or cut.sources.shape[1] > tiles.sources:
+        raise BundleError(f"the picture has more tokens than the {size} that the vision graph takes: export it again")
+    shape = (len(groups), size, tiles.sources)
+    slots = Slots(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.full(shape[:2], ABSENT, np.int64))
+    wide = cut.sources.shape[1]
+    for number, group in enumerate(groups):
+        slots.sources[number, : len(group), :wide] = cut.sources[group]
+        slots.weights[number, : len(group), :wide] = cut.weights[group]
+        slots.candidates[number, : len(group)] = group
+    return slots
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The kept candidates. kept: int64 [k], ascending. features: float32 [k, H]. scores: float32 [n], of all."""
+
+    kept: np.ndarray
+    features: np.ndarray
+    scores: np.ndarray
+
+
+def chosen(slots: Slots, features: np.ndarray, kept: np.ndarray, scores: np.ndarray, count: int) -> Chosen:
+    """Drop the empty slots and bring what is left into the order of the prompt.
+
+    Args:
+        features: float32 [G, K, H]; kept: int64 [G, K]; scores: float32 [G, S]: of the vision graph.
+        count: n, how many candidates there are.
+    """
+    found = np.take_along_axis(slots.candidates, kept, 1).ravel()
+    order = np.argsort(found, kind="stable")
+    order = order[found[order] != ABSENT]
+    filled = slots.candidates != ABSENT
+    all_scores = np.zeros(count, np.float32)
+    all_scores[slots.candidates[filled]] = scores[filled]
+    rows = features.reshape(-1, features.shape[2])[order]
+    return Chosen(found[order], rows, all_scores)
