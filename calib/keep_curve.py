@@ -33,13 +33,14 @@ class KeepPoint:
 
 @dataclass(frozen=True)
 class KeepSource:
-    """The questions: where from, how many, and what could not be used."""
+    """The questions: where from, how many, what could not be used; `limit`: the most tokens of an answer."""
 
     spec: str
     description: str
     seed: int
     pictures: int
     questions: int
+    limit: int
     broken: list[str]
 
 

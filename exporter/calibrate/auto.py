@@ -12,6 +12,7 @@ from svdprune.exporter.calibrate.keep import (
     AGREEMENT,
     AUTO,
     LEAST,
+    LIMIT,
     PICTURES,
     SOURCE,
     Examination,
@@ -31,13 +32,15 @@ from svdprune.runtime.targets import Target
 class Wish:
     """How K is to be found; None for an option takes its default.
 
-    `images`: a source's spec. `pictures`: the most of them. `questions`: asked about pictures that have none.
+    `images`: a source's spec. `pictures`: the most of them. `questions`: asked about pictures that have none. `limit`:
+    the most tokens of an answer.
     """
 
     agreement: float | None = None
     images: str | None = None
     pictures: int | None = None
     questions: tuple[str, ...] = ()
+    limit: int | None = None
 
 
 def wants_search(keep: str, select: str, wish: Wish) -> bool:
@@ -52,6 +55,7 @@ def wants_search(keep: str, select: str, wish: Wish) -> bool:
             "--images": wish.images,
             "--pictures": wish.pictures,
             "--question": wish.questions or None,
+            "--max-new-tokens": wish.limit,
         }
         if unused := [name for name, value in given.items() if value is not None]:
             raise UserError(f"{', '.join(unused)} belongs to --keep auto, not to --keep {keep}: leave it out")
@@ -100,7 +104,8 @@ def search_keep(
     )
     progress(f"loading {where}", 0.0)
     model = Model(checkpoint, where, report=lambda note: progress(note, None))
-    examination = Examination(model, chosen.config, chosen.start, positions, source.protocol)
+    limit = wish.limit or LIMIT
+    examination = Examination(model, chosen.config, chosen.start, positions, source.protocol, limit)
     curve = find_keep(examination, source, wish.agreement or AGREEMENT, excluded, pictures, progress, say)
     if source.broken:
         say(f"note: {source.describe_broken()}")

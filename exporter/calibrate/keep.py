@@ -58,6 +58,7 @@ class Examination:
     ) -> None:
         self.model, self.positions, self.protocol = model, positions, protocol
         self.pictures: list[Asked] = []
+        self.limit = limit
         self._judge = Judge(model, limit)
         self._selector, self._start = selector, start
         self._scorers: dict[int, Selector] = {}
@@ -184,11 +185,12 @@ def find_keep(
             "but a larger K does not"
         )
     if found.answer is None:
-        best = max(points.values(), key=lambda point: point.agreement)
+        best = max(points.values(), key=lambda point: (point.agreement, point.keep))
+        broken = f"; {source.describe_broken()}" if source.broken else ""
         raise UserError(
             f"no K below {model.spec.tokens} reaches an agreement of {agreement:g} (the best measured is "
-            f"{best.agreement:.3f} at K = {best.keep}): lower --agreement, try another --select, or keep all of them "
-            "with --select none"
+            f"{best.agreement:.3f} at K = {best.keep}{broken}): lower --agreement, try another --select, or keep all "
+            "of them with --select none"
         )
     return KeepCurve(
         wished=agreement,
@@ -206,6 +208,7 @@ def find_keep(
             source.seed,
             len(examination.pictures),
             questions,
+            examination.limit,
             [f"{name}: {reason}" for name, reason in source.broken],
         ),
         written_by={package: importlib.metadata.version(package) for package in PACKAGES},

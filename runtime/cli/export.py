@@ -48,6 +48,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     metavar="TEXT",
     help="auto: asked about pictures without questions; may be given again.  [default: three general ones]",
 )
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="auto: longest answer compared.  [default: 32]")
 @click.option("--target", default=AUTO, show_default=True, help="Where it will run; `svdprune targets` lists them.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle.  [default: ./<model>-k<keep>-<target>]")
 @click.option(
@@ -136,6 +137,7 @@ def command(
     images: str | None,
     pictures: int | None,
     questions: tuple[str, ...],
+    max_new_tokens: int | None,
     target: str,
     out: Path | None,
     select: str,
@@ -190,7 +192,7 @@ def command(
         iterations=iterations,
         centre=centre,
         calibration=calibration,
-        search=Wish(agreement, images, pictures, questions),
+        search=Wish(agreement, images, pictures, questions, max_new_tokens),
         seed=seed,
         precision=precision,
         calibration_images=calibration_images,
