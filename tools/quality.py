@@ -37,12 +37,13 @@ class Section:
     pictures: int
     selectors: tuple[str, ...]
     keeps: tuple[int, ...] = (128, 64, 32, 16)
+    labels: bool = True
 
 
 SECTIONS = {
     "scenes": Section("scenes", 200, ()),
     "variants": Section("scenes", 100, ("leverage", *VARIANT_NAMES, "random", "grid"), (64, 32)),
-    "easy-vqa": Section("easy-vqa", 100, ("leverage", "maxmin", "dpp", "random", "grid"), (64, 32, 16)),
+    "easy-vqa": Section("easy-vqa", 40, ("leverage", "maxmin", "dpp", "random", "grid"), (64, 32, 16), labels=False),
 }
 
 
@@ -62,7 +63,7 @@ def main(names: tuple[str, ...], pictures: int | None, threads: int, write: Path
             report = evaluate_model(
                 model,
                 MODEL,
-                open_source(section.data, limit=count, seed=0),
+                open_source(section.data, limit=count, seed=0, labels=section.labels),
                 parse_contenders(section.selectors),
                 section.keeps,
                 list(POLICIES),
@@ -72,6 +73,7 @@ def main(names: tuple[str, ...], pictures: int | None, threads: int, write: Path
             map(str, section.keeps)
         )
         command += f" --selectors {','.join(section.selectors)}" if section.selectors else ""
+        command += "" if section.labels else " --no-labels"
         text = f"{markdown(report)}\n\n    {command}"
         click.echo(text)
         if write is not None:

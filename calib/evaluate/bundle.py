@@ -127,7 +127,7 @@ def evaluate_bundle(
                 raise MissingDependency("onnx", "profile", "agreement with the unpruned model, on data without labels")
     facts = {
         "model": f"{vlm.manifest.model.id}, bundle of {info.keep} of {info.tokens} tokens",
-        "data": source.listing.description,
+        "data": source.description,
         "questions": f"{questions} about {pictures} pictures, sample seed {source.seed}",
         "answers": f"greedy, at most {limit} tokens; vision {info.precision} by {vlm.vision.name}, decoder "
         f"{vlm.manifest.decoder.precision} by {vlm.decoder.name}",

@@ -6,7 +6,7 @@ import difflib
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -94,6 +94,7 @@ class Source:
         limit: the most pictures that `samples` gives.
         seed: of the order in which pictures are tried; a broken one is replaced by the next.
         at_least: usable pictures wanted, fewer are an error.
+        labels: False leaves the answers out, as if the data had none.
         broken: (name, reason) of each picture that could not be used, filled while `samples` runs.
         skipped: pictures that were not tried because the limit was reached, known when `samples` has ended.
     """
@@ -105,6 +106,7 @@ class Source:
     at_least: int = 1
     questions: Sequence[str] = DEFAULT_QUESTIONS
     progress: Progress = lambda step, share: None
+    labels: bool = True
     broken: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
 
@@ -112,6 +114,11 @@ class Source:
     def protocol(self) -> Protocol:
         """How answers are judged."""
         return self.listing.protocol
+
+    @property
+    def description(self) -> str:
+        """What is sampled and how it is judged, for the record."""
+        return self.listing.description if self.labels else f"{self.listing.description}; labels left aside"
 
     @property
     def count(self) -> int:
@@ -141,7 +148,10 @@ class Source:
                 continue
             used += 1
             self.progress(f"picture {used} of {self.count}", used / self.count)
-            yield Sample(entry.name, image, questions or [Labelled(text) for text in self.questions])
+            asked = questions or [Labelled(text) for text in self.questions]
+            if not self.labels:
+                asked = [replace(question, answers=None) for question in asked]
+            yield Sample(entry.name, image, asked)
         self.skipped = len(entries) - used - len(self.broken)
         if used < self.at_least:
             raise UserError(
@@ -166,6 +176,7 @@ def open_source(
     at_least: int = 1,
     questions: Sequence[str] = DEFAULT_QUESTIONS,
     progress: Progress = lambda step, share: None,
+    labels: bool = True,
 ) -> Source:
     """A sample of the pictures that `spec` names.
 
@@ -173,7 +184,7 @@ def open_source(
         spec: a folder of pictures, `scenes`, `easy-vqa`, `hf:ID-OR-FOLDER[:SPLIT]`, `gqa:FOLDER`, `textvqa:FOLDER`,
             `textvqa+ocr:FOLDER`, `pope:FOLDER` or `vqav2:FOLDER`.
         limit: the most pictures. seed: of the choice among them. at_least: fewer usable ones are an error.
-        questions: asked about pictures that come without any.
+        questions: asked about pictures that come without any. labels: False leaves the answers out.
 
     Raises:
         UserError: an unknown scheme, nothing at the place it names, or files that are not in the format it stands for.
@@ -193,7 +204,7 @@ def open_source(
         raise UserError(f"{spec} holds no pictures: {listing.description}")
     if len(listing.entries) < at_least:
         raise UserError(f"{spec} has {len(listing.entries)} pictures and {at_least} are needed: give more pictures")
-    return Source(spec, listing, limit, seed, at_least, questions, progress)
+    return Source(spec, listing, limit, seed, at_least, questions, progress, labels)
 
 
 def pictures(

@@ -79,7 +79,7 @@ def evaluate_model(
     questions = len(next(iter(collected.outcomes.values()))[0])
     facts = {
         "model": name,
-        "data": source.listing.description,
+        "data": source.description,
         "questions": f"{questions} about {pictures} pictures, sample seed {source.seed}",
         "answers": f"greedy, at most {limit} tokens, {str(model.dtype).removeprefix('torch.')} on {model.device.type}",
         "select": f"median time of the scores and the choice for one picture, float32 in torch on {model.device.type}",

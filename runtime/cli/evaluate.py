@@ -49,6 +49,7 @@ _KEEPS, _POLICIES = "128,64,32,16", "compact,original"
     metavar="TEXT",
     help="Asked about pictures without questions; may be given again.  [default: three general ones]",
 )
+@click.option("--no-labels", is_flag=True, help="Leave the data's answers aside: agreement alone is compared.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Longest answer.")
 @click.option("--device", metavar="NAME", help="Where torch runs a MODEL: cpu, cuda.  [default: cpu]")
 @click.option("--batch", type=click.IntRange(min=1), help="Questions that a MODEL answers at once.  [default: 64]")
@@ -65,6 +66,7 @@ def command(
     positions: str | None,
     seed: int,
     questions: tuple[str, ...],
+    no_labels: bool,
     max_new_tokens: int,
     device: str | None,
     batch: int | None,
@@ -98,7 +100,12 @@ def command(
         raise UserError(f"{model} is not a bundle and runs in torch: leave out the backends and --checkpoint")
     with Steps() as steps:
         source = open_source(
-            data, limit=pictures, seed=seed, at_least=at_least, questions=questions or DEFAULT_QUESTIONS
+            data,
+            limit=pictures,
+            seed=seed,
+            at_least=at_least,
+            questions=questions or DEFAULT_QUESTIONS,
+            labels=not no_labels,
         )
         if bundle:
             report = _bundle(

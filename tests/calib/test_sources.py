@@ -142,6 +142,12 @@ def test_scenes_are_drawn_with_their_answers_and_a_series_is_its_own() -> None:
     assert not np.array_equal(*pixels)
 
 
+def test_labels_can_be_left_aside() -> None:
+    source = open_source("scenes", limit=2, seed=0, labels=False)
+    assert all(q.answers is None and q.kind for sample in source.samples() for q in sample.questions)
+    assert source.description.endswith("labels left aside")
+
+
 def test_easy_vqa_comes_from_its_package() -> None:
     pytest.importorskip("easy_vqa", reason="the package easy-vqa is not installed")
     source = open_source("easy-vqa", limit=5, seed=0)
