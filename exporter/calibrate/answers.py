@@ -17,9 +17,10 @@ from svdprune.exporter.evaluate.judge import Judge, View
 from svdprune.exporter.evaluate.model import Model
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices, reference_scores
 from svdprune.runtime.errors import NumericalError
+from svdprune.runtime.manifest import Positions
 
 SEEDS = 5  # orders of `random`
-POSITIONS = "compact"
+POSITIONS: Positions = "compact"
 
 
 @dataclass(frozen=True)

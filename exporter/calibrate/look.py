@@ -81,7 +81,8 @@ def gather(eyes: Eyes, source: Source, at_least: int, progress: Progress) -> Gat
     for tap in others:
         eyes.add_tap(tap)
     taps: dict[str, int | str | None] = {str(eyes.spec.tap): None}
-    taps |= {str(tap): tap for tap in (*others, PROJECTED)}
+    taps.update((str(tap), tap) for tap in others)
+    taps[PROJECTED] = PROJECTED
     found = Gathered(spectra={(name, centre): Spectrum(centre) for name in taps for centre in (False, True)})
     known: set[str] = set()
     for sample in source.samples():

@@ -67,6 +67,11 @@ class Request:
     def check(self, eyes: Eyes) -> None:
         """Refuse, in a sentence, what cannot be for this checkpoint."""
         spec = eyes.spec
+        if spec.tiling is not None:
+            raise UserError(
+                f"the family {eyes.family.name} cuts pictures into tiles, which calibration does not know yet: "
+                "export it with a count, --keep N, and the seeded start"
+            )
         if self.rank is not None and self.variance is not None:
             raise UserError("give a rank or a share of the variance, not both")
         if self.variance is not None and not 0.0 < self.variance <= 1.0:
@@ -181,7 +186,8 @@ def _scorings(eyes: Eyes, gathered: Gathered, request: Request) -> list[Scoring]
     """Raw and centred at each tap, the checkpoint's own first."""
     own = str(eyes.spec.tap)
     taps: dict[str, int | str | None] = {own: None}
-    taps |= {str(tap): tap for tap in (*other_taps(eyes), PROJECTED)}
+    taps.update((str(tap), tap) for tap in other_taps(eyes))
+    taps[PROJECTED] = PROJECTED
     variance = _variance(request)
     return [
         Scoring(
