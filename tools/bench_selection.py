@@ -251,7 +251,8 @@ def _sizes(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--patience", default=2.0, show_default=True, help="Seconds a call beyond which one round is enough.")
 @click.option("--largest-svd", default=1 << 21, show_default=True, help="T x D beyond which no exact SVD is asked for.")
-@click.option("--write", type=click.Path(path_type=Path), help="Markdown file whose `selection` table is replaced.")
+@click.option("--write", type=click.Path(path_type=Path), help="Markdown file whose table is replaced.")
+@click.option("--section", default="selection", show_default=True, help="Name of the table's markers in it.")
 @click.option("--worker", hidden=True)
 @click.option("--features", type=click.Path(path_type=Path), hidden=True)
 @click.option("--kept", type=click.Path(path_type=Path), hidden=True)
@@ -265,6 +266,7 @@ def main(
     patience: float,
     largest_svd: int,
     write: Path | None,
+    section: str,
     worker: str | None,
     features: Path | None,
     kept: Path | None,
@@ -295,7 +297,7 @@ def main(
     text = "\n".join(lines)
     click.echo(text)
     if write is not None:
-        write_between(write, "selection", text)
+        write_between(write, section, text)
 
 
 if __name__ == "__main__":
