@@ -19,12 +19,14 @@ from svdprune.exporter.decoder import export_decoder
 from svdprune.exporter.decoder.engine_choice import plan_engine
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from svdprune.exporter.families import family_of
+from svdprune.exporter.families.base import Budget
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
 from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import parse_keep
 from svdprune.exporter.source import locate
+from svdprune.exporter.tiles import MARKS, described, refuse_for_tiles, write_marks
 from svdprune.exporter.vision import OPSET, build_vision, save_graph
 from svdprune.runtime.bundle import write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place
@@ -56,7 +58,8 @@ class ExportRequest:
     `out` None makes a folder `<model>-k<K>-<target>` in the working directory. `decoder_engine` is `auto` (the decoder
     graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
     cache, prompt and answer together. `calibration_images` (a source's spec) and `sensitive` (`auto`, `none` or a count
-    of blocks left in float) are for the precisions int8 and fp8.
+    of blocks left in float) are for the precisions int8 and fp8. `budget` is for models that cut a picture into tiles:
+    K of the whole picture, or of each `tile`.
     """
 
     model: str
@@ -79,6 +82,7 @@ class ExportRequest:
     decoder_engine: str = "auto"
     cache: int | None = None
     positions: Positions = "compact"
+    budget: Budget = "picture"
     input: str = "uint8"
     revision: str | None = None
     overwrite: bool = False
@@ -125,9 +129,11 @@ def export_model(
     source = locate(request.model, request.revision)
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
-    spec = family.describe(checkpoint)
+    spec = described(family, checkpoint, request.budget, request.select)
     search = wants_search(request.keep, request.select, request.search)
     given = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
+    if spec.tiling is not None:
+        refuse_for_tiles(family.name, search, request.calibration is not None, request.precision)
     chosen = choose_selector(request.select, given, request.seed, request.calibration, checkpoint, spec)
     selector = chosen.config
     curve = None
@@ -144,12 +150,12 @@ def export_model(
     selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
     out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
     text_config = checkpoint.config["text_config"]
-    plan = plan_engine(target, request.decoder_engine, request.cache, text_config, keep)
+    plan = plan_engine(target, request.decoder_engine, request.cache, text_config, spec.most_rows(keep))
     summary = ExportSummary(
         out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note, curve=curve, selector=chosen
     )
     raw = request.input == "uint8"
-    images = ImageSettings.from_json(image_values(checkpoint))
+    images = dataclasses.replace(ImageSettings.from_json(image_values(checkpoint)), tiling=spec.tiling)
     eight_bits = plan_quantisation(
         request.precision,
         target,
@@ -200,7 +206,8 @@ def export_model(
                 found = check_target(bundle.path / engine.file, target, plan.releases)
                 refuse_violations(found, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
-        processor = write_processor(checkpoint, bundle.path / "processor")
+        processor = write_processor(checkpoint, bundle.path / "processor", spec.tiling)
+        marks = write_marks(family, checkpoint, bundle.path)
         with _timed(summary, "golden"):
             progress("answering the golden question with transformers", 0.7)
             text = TextProcessor(
@@ -224,6 +231,7 @@ def export_model(
                 text,
                 decoder.eos,
                 chosen.start,
+                marks,
             )
             if eight_bits and quantised:
                 progress("comparing first tokens with the float vision graph", 0.85)
@@ -253,6 +261,7 @@ def export_model(
                 opset=quantised.opset if quantised else OPSET,
                 selector=SelectorInfo(**chosen.manifest_fields()),  # type: ignore[arg-type]
                 quantisation=summary.quantisation,
+                tiles=spec.tiles(None if marks is None else MARKS),
             ),
             decoder=decoder,
             processor=processor,

@@ -24,6 +24,8 @@ from svdprune.calib.scenes import ask, draw_scene
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
+from svdprune.exporter.tiled_reference import reference_tiles
+from svdprune.runtime.answer import Sight
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.manifest import GoldenInfo, Positions
 from svdprune.runtime.positions import Layout, picture_place, splice
@@ -38,11 +40,16 @@ HEADROOM = 0.8  # share of the free memory that the reference model may take
 
 @dataclass(frozen=True)
 class Vision:
-    """Reference features of one picture: pruned (K, H), kept indices (K,), scores (T,)."""
+    """Reference features of one picture: pruned (K, H), kept indices (K,), scores (T,).
+
+    A picture in tiles has more rows than kept tokens: `places` (rows,) of the features among `total`.
+    """
 
     features: np.ndarray
     kept: np.ndarray
     scores: np.ndarray
+    places: np.ndarray | None = None
+    total: int = 0
 
 
 def golden_case() -> tuple[Image.Image, str]:
@@ -112,6 +119,10 @@ def reference_vision(
     return Vision(features[0].float().numpy(), kept, scores[0].numpy())
 
 
+def _of(sight: Sight) -> Vision:
+    return Vision(sight.features, sight.kept_indices, sight.scores, sight.places, sight.total)
+
+
 @torch.no_grad()
 def reference_answer(
     model: nn.Module,
@@ -169,16 +180,24 @@ def write_golden(
     text: TextProcessor,
     eos: list[int],
     start: np.ndarray | None = None,
+    marks: np.ndarray | None = None,
 ) -> GoldenInfo:
-    """Answer the golden question and write `image.png`, `case.json` and `arrays.npz` into `folder` ("golden")."""
+    """Answer the golden question and write `image.png`, `case.json` and `arrays.npz` into `folder` ("golden").
+
+    `images` has the family's tiling, and `marks` float32 (E, H) are its rows between tokens, where it has tiles.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     picture, question = golden_case()
     picture.save(folder / "image.png")
-    pixels = normalise(preprocess(picture, images), images)
-    vision = reference_vision(model, family, spec, pixels, selector, keep, start)
+    if spec.tiling is not None:
+        vision = _of(reference_tiles(model, family, spec, picture, images, selector, keep, start, marks))
+    else:
+        pixels = normalise(preprocess(picture, images), images)
+        vision = reference_vision(model, family, spec, pixels, selector, keep, start)
     messages: list[Message] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = text.prompt_ids(messages)
-    layout = Layout(picture_place(prompt, text.image_token_id), vision.kept, spec.tokens, positions)
+    places, total = (vision.kept, spec.tokens) if vision.places is None else (vision.places, vision.total)
+    layout = Layout(picture_place(prompt, text.image_token_id), places, total, positions)
     ids, stopped, logits = reference_answer(model, layout, prompt, vision.features, eos)
     case = {
         "question": question,
@@ -190,6 +209,8 @@ def write_golden(
         "positions": positions,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    if vision.places is not None:
+        case |= {"places": vision.places.tolist(), "total": vision.total}
     (folder / "case.json").write_text(json.dumps(case, indent=2) + "\n", encoding="utf-8")
     np.savez(folder / "arrays.npz", features=vision.features, scores=vision.scores, logits=logits)
     return GoldenInfo("golden/image.png", "golden/case.json", "golden/arrays.npz")

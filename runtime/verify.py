@@ -100,7 +100,7 @@ def verify(
         sight = vlm.see(golden.picture)
         seconds = time.perf_counter() - began
         report.stages.append(kept_stage(sight.kept_indices, golden, vision_limits, seconds))
-        report.stages.append(features_stage(sight.features, sight.kept_indices, golden, vision_limits, seconds))
+        report.stages.append(features_stage(sight.features, sight.places, golden, vision_limits, seconds))
         report.stages.append(logits_stage(vlm, sight, golden, decoder_limits))
         whole = decoder_limits.answer and exact and precision == "fp32"
         report.stages.append(_answer_stage(vlm, golden, whole))
@@ -116,10 +116,10 @@ def kept_stage(kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds: 
 
 
 def features_stage(
-    features: np.ndarray, kept: np.ndarray, golden: Golden, limits: VisionLimits, seconds: float
+    features: np.ndarray, places: np.ndarray, golden: Golden, limits: VisionLimits, seconds: float
 ) -> Stage:
-    """Judge the features, float32 [K, H], of the tokens that both keep, matched by index."""
-    _, ours, theirs = np.intersect1d(kept, golden.kept, assume_unique=True, return_indices=True)
+    """Judge the features, float32 [K, H], of the rows that both keep, matched by their ``places`` int64 [K]."""
+    _, ours, theirs = np.intersect1d(places, golden.places, assume_unique=True, return_indices=True)
     allowed: dict[str, Value] = {"cosine at least": limits.cosine}
     if not len(ours):
         return Stage("vision features", {"cosine": 0.0, "note": "no token in common"}, allowed, False, seconds)
@@ -136,7 +136,8 @@ def features_stage(
 def logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits) -> Stage:
     """Judge the decoder alone: the golden prompt with the golden features."""
     began = time.perf_counter()
-    reference = dataclasses.replace(sight, features=golden.features, kept_indices=golden.kept)
+    tiled = sight.tiled and dataclasses.replace(sight.tiled, places=golden.places)
+    reference = dataclasses.replace(sight, features=golden.features, kept_indices=golden.kept, tiled=tiled)
     logits = vlm.cached_prompt(reference).advance(golden.prompt_ids)
     seconds = time.perf_counter() - began
     cosine = float(cosines(logits[None], golden.logits[None])[0])

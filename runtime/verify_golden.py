@@ -16,7 +16,8 @@ from svdprune.runtime.errors import BundleError
 class Golden:
     """The golden case: ids of the prompt and the answer, float32 features [K, H], scores [T], logits [V].
 
-    ``ended`` tells that the model itself ended the answer there, so that going on is a fault, too.
+    ``ended`` tells that the model itself ended the answer there, so that going on is a fault, too. ``places`` int64 are
+    the features' rows among the ``total`` of the unpruned picture: the kept indices, unless it is in tiles.
     """
 
     picture: Path
@@ -31,6 +32,8 @@ class Golden:
     features: np.ndarray
     scores: np.ndarray
     logits: np.ndarray
+    places: np.ndarray
+    total: int
 
 
 def read_golden(bundle: Bundle) -> Golden:
@@ -58,15 +61,20 @@ def read_golden(bundle: Bundle) -> Golden:
             features=features,
             scores=scores,
             logits=logits,
+            places=np.asarray(case.get("places", case["kept_indices"]), np.int64),
+            total=int(case.get("total", info.vision.tokens)),
         )
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} or its case cannot be read ({error}): export the bundle again") from error
     vision, decoder = info.vision, info.decoder
+    keep, tokens = vision.keep, vision.tokens
+    if vision.tiles is not None:  # a picture's own
+        keep, tokens = len(golden.kept), len(golden.scores)
     for name, array, shape in (
-        ("features", golden.features, (vision.keep, vision.hidden)),
-        ("scores", golden.scores, (vision.tokens,)),
+        ("features", golden.features, (len(golden.places), vision.hidden)),
+        ("scores", golden.scores, (tokens,)),
         ("logits", golden.logits, (decoder.vocab,)),
-        ("kept_indices", golden.kept, (vision.keep,)),
+        ("kept_indices", golden.kept, (keep,)),
     ):
         if array.shape != shape:
             raise BundleError(f"{path}: {name} is {list(array.shape)}, not {list(shape)}: export the bundle again")

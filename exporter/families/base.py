@@ -53,6 +53,14 @@ class VisionSpec:
         """(rows, columns) of the tokens that are chosen from; None where they lie on no one grid."""
         return None if self.tiling is not None and self.budget == "picture" else self.grid
 
+    def most_rows(self, keep: int) -> int:
+        """The most rows that a picture has in the prompt when `keep` tokens are kept: those, and marks beside them."""
+        if self.tiling is None:
+            return keep
+        tiling = tiling_of(self.tiling)
+        kept = min(keep * (tiling.limits[2] if self.budget == "tile" else 1), tiling.most_tokens)
+        return kept + min(kept, tiling.most_marks)
+
     def tiles(self, marks: str | None = None) -> TilesInfo | None:
         """The manifest's `vision.tiles`; `marks` is the bundle's file of rows between the tokens."""
         if self.tiling is None:

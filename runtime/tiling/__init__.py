@@ -101,6 +101,11 @@ class Tiling(Protocol):
         ...
 
     @property
+    def most_marks(self) -> int:
+        """The most marks that a picture can have."""
+        ...
+
+    @property
     def most_sources(self) -> int:
         """R, the most tokens that a candidate is made of."""
         ...

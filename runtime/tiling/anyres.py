@@ -77,17 +77,15 @@ class AnyRes:
         return self.side**2 + grid
 
     @property
+    def most_marks(self) -> int:
+        """See ``Tiling``: the lines of the highest grid."""
+        return max(pair[0] for pair in self.pinpoints) // self.tile * self.side
+
+    @property
     def most_sources(self) -> int:
         """See ``Tiling``."""
-        return 1 if self.pool_above is None or self._largest <= self._allowed else 4
-
-    @property
-    def _largest(self) -> int:
-        return (self.limits[2] - 1) * self.side**2
-
-    @property
-    def _allowed(self) -> float:
-        return math.inf if self.pool_above is None else SLACK**2 * self.pool_above * self.side**2
+        limit = math.inf if self.pool_above is None else SLACK**2 * self.pool_above
+        return 1 if self.limits[2] - 1 <= limit else 4
 
     def _tiles(self, pair: list[int]) -> int:
         return 1 + (pair[0] // self.tile) * (pair[1] // self.tile)

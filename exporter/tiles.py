@@ -1,0 +1,58 @@
+"""What an export does besides for a model that cuts pictures into tiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.families import Family, VisionSpec
+from svdprune.exporter.families.base import Budget
+from svdprune.exporter.selection.registry import selector_entry
+from svdprune.runtime.errors import UserError
+
+MARKS = "processor/marks.npy"
+
+
+def described(family: Family, checkpoint: Checkpoint, budget: Budget, select: str) -> VisionSpec:
+    """The family's spec with the budget asked for.
+
+    Raises:
+        UserError: a budget by tile for a family without tiles, or [CLS] attention of an encoder without [CLS].
+    """
+    spec = family.describe(checkpoint)
+    if spec.tiling is None and budget == "tile":
+        raise UserError(f"the family {family.name} does not cut pictures into tiles: leave out --budget tile")
+    if selector_entry(select).needs_cls_attention and not spec.cls:
+        raise UserError(
+            f"the selector `{select}` needs a [CLS] token, which the encoder of {family.name} does not have"
+        )
+    return dataclasses.replace(spec, budget=budget)
+
+
+def refuse_for_tiles(family: str, search: bool, calibrated: bool, precision: str) -> None:
+    """Refuse what is only there for pictures of one size.
+
+    Raises:
+        UserError: naming it.
+    """
+    for asked, what, remedy in (
+        (search, "a search for K (--keep auto)", "give a count"),
+        (calibrated, "a calibration", "export without"),
+        (precision not in ("fp32", "fp16"), f"the precision {precision}", "give fp16"),
+    ):
+        if asked:
+            raise UserError(f"{what} is not there yet for {family}, which cuts a picture into tiles: {remedy}")
+
+
+def write_marks(family: Family, checkpoint: Checkpoint, folder: Path) -> np.ndarray | None:
+    """Write the family's rows between tokens, float32 (E, H), into the bundle; None where it has none."""
+    marks = family.marks(checkpoint)
+    if marks is None:
+        return None
+    rows: np.ndarray = marks.float().numpy()
+    with (folder / MARKS).open("wb") as file:
+        np.save(file, rows)
+    return rows
