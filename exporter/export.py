@@ -23,6 +23,7 @@ from svdprune.exporter.families.base import Budget
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
+from svdprune.exporter.report import prepare_report, write_report
 from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import parse_keep
 from svdprune.exporter.source import locate
@@ -59,7 +60,7 @@ class ExportRequest:
     graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
     cache, prompt and answer together. `calibration_images` (a source's spec) and `sensitive` (`auto`, `none` or a count
     of blocks left in float) are for the precisions int8 and fp8. `budget` is for models that cut a picture into tiles:
-    K of the whole picture, or of each `tile`.
+    K of the whole picture, or of each `tile`. `report` writes `report.html`.
     """
 
     model: str
@@ -85,6 +86,7 @@ class ExportRequest:
     budget: Budget = "picture"
     input: str = "uint8"
     revision: str | None = None
+    report: bool = True
     overwrite: bool = False
 
 
@@ -236,6 +238,11 @@ def export_model(
             if eight_bits and quantised:
                 progress("comparing first tokens with the float vision graph", 0.85)
                 summary.quantisation = measured(quantised, eight_bits, reference, text, spec.tokens, request.positions)
+            page = None
+            if request.report:
+                progress("measuring the energy curve", 0.88)
+                given = (request.search.images, request.calibration_images)
+                page = prepare_report(reference, family, spec, images, given, chosen.calibration, request.seed)
             del reference
         parts = {"vision": "vision.onnx*", "decoder": "decoder/model.onnx*", "embeddings": decoder.embedding}
         if decoder.engine:
@@ -243,7 +250,6 @@ def export_model(
         for name, places in parts.items():
             summary.sizes[name] = sum(f.stat().st_size for f in bundle.path.glob(places))
         calibration = calibration_files(bundle, request.calibration, chosen, curve)
-        progress("hashing", 0.95)
         bundle.manifest = Manifest(
             model=ModelInfo(source.id, family.name, source.revision, checkpoint.fingerprint()),
             vision=VisionInfo(
@@ -273,6 +279,10 @@ def export_model(
         )
         if target.releases:
             write_build_script(bundle.path, target, bundle.manifest)
+        if page is not None:
+            with _timed(summary, "report"):
+                write_report(bundle.path, bundle.manifest, checkpoint, page, lambda stage: progress(stage, 0.9))
+        progress("hashing", 0.95)
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)
     return summary

@@ -23,6 +23,7 @@ def missing(wheel: Path) -> list[str]:
     wanted += [ROOT / package / "py.typed" for package in PACKAGES]
     wanted += [path for path in (ROOT / DATA).rglob("*") if path.is_file()]
     wanted += [ROOT / DATA / name for name in MODEL]
+    wanted += (ROOT / "runtime/report").glob("page.*")
     names = (path.relative_to(ROOT).as_posix() for path in wanted)
     return sorted({name for name in names if f"svdprune/{name}" not in held})
 

@@ -12,7 +12,10 @@ import click
 from svdprune.runtime.errors import SvdpruneError
 
 # each a module beside this one, with a `command`
-COMMANDS = ("export", "build", "run", "verify", "profile", "estimate", "calibrate", "evaluate", "inspect", "targets")
+COMMANDS = (
+    *("export", "build", "run", "verify", "profile", "estimate", "calibrate", "evaluate", "report", "inspect"),
+    "targets",
+)
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
 

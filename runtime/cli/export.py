@@ -56,7 +56,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     default="leverage",
     show_default=True,
     metavar="NAME",
-    help="Selector put in the graph: leverage, cls, norm, random, grid, maxmin, dpp, none.",
+    help="Selector put in the graph: leverage, leverage-dpp, cls, norm, random, grid, maxmin, dpp, none.",
 )
 @click.option(
     "--calibration",
@@ -129,6 +129,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     help="Pixels the graph takes: bytes, normalised inside, or normalised floats.",
 )
 @click.option("--revision", help="Branch, tag or commit of a model on the hub.")
+@click.option("--no-report", is_flag=True, help="Do not write report.html into the bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 def command(
     model: str,
@@ -157,6 +158,7 @@ def command(
     positions: Positions,
     pixels: str,
     revision: str | None,
+    no_report: bool,
     overwrite: bool,
 ) -> None:
     """Export MODEL with its vision tokens pruned inside the graph.
@@ -203,6 +205,7 @@ def command(
         positions=positions,
         input=pixels,
         revision=revision,
+        report=not no_report,
         overwrite=overwrite,
     )
     with Steps() as steps:
