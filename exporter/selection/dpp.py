@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from svdprune.exporter.selection.baselines import LEVELS, nothing, points_of, unit_directions
+from svdprune.exporter.selection.leverage import TINY, leverage
 from svdprune.exporter.selection.ops import Ops, V
 from svdprune.exporter.selection.registry import Task, register
 
@@ -22,8 +23,25 @@ def determinantal(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) ->
     Squared distances are compared in steps of 1 / LEVELS, so identical tokens are at distance 0 and the lowest index is
     taken of equal ones; all are equal at first, so token 0 is always kept.
     """
+    return _greedy(op, unit_directions(op, tokens), tokens, task)
+
+
+@register("leverage-dpp")
+def determinantal_leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
+    """The same with r_i^2 = l_i / max l, the leverage score: what carries much, less what those chosen already say.
+
+    Leverage alone ignores that two tokens may say the same: it keeps every patch of one salient object before the first
+    of a fainter one. Scores as of `dpp`; the first token chosen is the one of largest leverage.
+    """
+    scores = leverage(op, tokens, None, task)  # (B, T)
+    share = op.div(scores, op.add(op.max(scores, 1), TINY))
+    relevance = op.exp(op.mul(op.log(op.add(share, TINY)), 0.5))  # the square root
+    return _greedy(op, op.mul(unit_directions(op, tokens), op.unsqueeze(relevance, 2)), tokens, task)
+
+
+def _greedy(op: Ops[V], directions: V, tokens: V, task: Task) -> V:
+    """Greedy choice from the kernel of `directions` (B, T, D): (B, T) scores, K for the first chosen down to 1."""
     keep = task.needed_keep()
-    directions = unit_directions(op, tokens)
     kernel = op.matmul(directions, op.transpose(directions))  # (B, T, T)
     left = op.squeeze(op.sum(op.mul(directions, directions), 2), 2)  # (B, T): squared distance to the chosen span
     steps = np.eye(keep, dtype=np.float32)[:, None, None, :]  # one (1, 1, K) a step: its column of the factors

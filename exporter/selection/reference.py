@@ -90,7 +90,12 @@ def reference_scores(
 
     def dpp() -> np.ndarray:
         assert keep is not None
-        return _determinantal(features, keep)
+        return _determinantal(_unit(features), keep)
+
+    def leverage_dpp() -> np.ndarray:
+        assert keep is not None
+        scores = leverage()
+        return _determinantal(_unit(features) * np.sqrt(scores / scores.max())[:, None], keep)
 
     def none() -> np.ndarray:
         return np.full(tokens, 1.0 / tokens)
@@ -103,13 +108,14 @@ def reference_scores(
         "grid": uniform,
         "maxmin": maxmin,
         "dpp": dpp,
+        "leverage-dpp": leverage_dpp,
         "none": none,
     }
     return forms[config.name]()
 
 
 def _max_min(features: np.ndarray, keep: int) -> np.ndarray:
-    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-300)
+    directions = _unit(features)
     distances = np.round((1.0 - directions @ directions.T) * LEVELS)
     np.fill_diagonal(distances, np.inf)
     scores = np.zeros(len(features))
@@ -122,9 +128,13 @@ def _max_min(features: np.ndarray, keep: int) -> np.ndarray:
     return scores
 
 
-def _determinantal(features: np.ndarray, keep: int) -> np.ndarray:
-    """Greedy largest determinant of the cosine kernel, by taking each choice's direction out of what is left."""
-    left = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-300)
+def _unit(features: np.ndarray) -> np.ndarray:
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-300))
+
+
+def _determinantal(directions: np.ndarray, keep: int) -> np.ndarray:
+    """Greedy largest determinant of their kernel, by taking each choice's direction out of what is left."""
+    left = directions
     chosen: list[int] = []
     while len(chosen) < keep:
         squares = (left**2).sum(axis=1)
@@ -135,7 +145,7 @@ def _determinantal(features: np.ndarray, keep: int) -> np.ndarray:
         if squares[pick] * LEVELS >= 1.0:
             unit = left[pick] / squares[pick] ** 0.5
             left = left - np.outer(left @ unit, unit)
-    scores = np.zeros(len(features))
+    scores = np.zeros(len(directions))
     scores[chosen] = np.arange(keep, 0, -1)
     return scores
 

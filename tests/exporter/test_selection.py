@@ -205,7 +205,7 @@ def test_a_constant_picture_keeps_the_first_tokens(
 
 
 @RUNNERS
-@pytest.mark.parametrize("name", ["leverage", "maxmin", "dpp"])
+@pytest.mark.parametrize("name", ["leverage", "leverage-dpp", "maxmin", "dpp"])
 def test_identical_tokens_are_tied_and_the_lowest_index_is_kept(runner: Callable[..., Run], name: str) -> None:
     kinds = np.random.default_rng(1).standard_normal((4, D)).astype(np.float32) * [[8], [4], [2], [1]]
     features = kinds[np.arange(T) % 4].astype(np.float32)[None]  # tokens 0, 4, 8, ... are the same, and so on

@@ -15,7 +15,7 @@ from svdprune.runtime.errors import UserError
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"name": "leverrage"}, r"unknown selector 'leverrage' \(did you mean leverage\?\): choose from cls, grid,"),
+        ({"name": "leverrage"}, r"unknown selector 'leverrage' \(did you mean leverage\?\): choose from cls, dpp,"),
         ({"rank": 0}, "rank must be a whole number of 1 or more, not 0"),
         ({"rank": 2.5}, "rank must be a whole number"),
         ({"rank": True}, "rank must be a whole number"),
@@ -125,4 +125,6 @@ def test_the_uniform_grid_is_even() -> None:
 
 
 def test_names() -> None:
-    assert selector_names() == ["cls", "grid", "leverage", "maxmin", "none", "norm", "random"]
+    assert selector_names() == [
+        *("cls", "dpp", "grid", "leverage", "leverage-dpp", "maxmin", "none", "norm", "random"),
+    ]
