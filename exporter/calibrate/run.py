@@ -173,8 +173,15 @@ def remarks(found: Calibration) -> list[str]:
             f"scores of the tap {found.best_tap} serve better than those of {own}, which the graph scores: "
             f"`svdprune evaluate --selectors leverage:tap={found.best_tap}` measures how much"
         )
-    chance = [one for one in found.candidates if one.tap is None and one.difference and one.difference[1] > 0.0]
-    said += [f"`{one.label}` keeps the answers better than leverage here: --select {one.label}" for one in chance]
+    for one in found.candidates:
+        if one.tap is None and one.difference and one.difference[2] >= 0.0:
+            value, low, high = one.difference
+            sure = low > 0.0
+            said.append(
+                f"`{one.label}` {'keeps the answers better than' if sure else 'is not told apart from'} leverage here "
+                f"({value:+.3f}, {low:+.2f} to {high:+.2f}): "
+                + (f"--select {one.label}" if sure else "more pictures, or another K, would tell")
+            )
     return said
 
 

@@ -89,11 +89,13 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
     parts = "onnx is not installed, so the graph was not opened"
     if nodes is not None:
         parts = f"{sum(nodes.values())}: " + ", ".join(f"{part} {count}" for part, count in nodes.items())
+    calibrated = [file for file in vars(manifest.calibration).values() if file] if manifest.calibration else []
     return [
         ("model", f"{model.id} ({model.family})" + (f", revision {model.revision}" if model.revision else "")),
         ("target", manifest.target),
         ("vision tokens", f"{vision.tokens} -> {vision.keep} ({vision.keep / vision.tokens:.1%})"),
         ("selector", vision.selector.name + _in_brackets(selector)),
+        *([("calibration", ", ".join(calibrated))] if calibrated else []),
         ("positions", manifest.positions),
         ("picture", f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches"),
         ("vision graph", f"{vision.precision}, opset {vision.opset}"),

@@ -166,8 +166,14 @@ def test_what_was_not_reached_is_said(calibrated: tuple[Calibration, dict[str, n
     assert "below the wished 0.99" in remarks(below)[0]
     tap = dataclasses.replace(calibrated[0], best_tap="projected")
     assert any("leverage:tap=projected" in remark for remark in remarks(tap))
-    chance = dataclasses.replace(candidate(0.9, [0.2, 0.1, 0.3]), tap=None, label="grid")
-    assert any("--select grid" in remark for remark in remarks(dataclasses.replace(found, candidates=[chance])))
+    for difference, words in (
+        ([0.2, 0.1, 0.3], "--select grid"),
+        ([0.1, -0.1, 0.3], "is not told apart"),
+        ([-0.2, -0.3, -0.1], ""),
+    ):
+        chance = dataclasses.replace(candidate(0.9, difference), tap=None, label="grid")
+        said = [one for one in remarks(dataclasses.replace(found, candidates=[chance])) if "`grid`" in one]
+        assert len(said) == bool(words) and all(words in one for one in said)
 
 
 def test_taps_are_the_last_two_states_beside_the_own(tiny_llava: Path) -> None:
