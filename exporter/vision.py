@@ -125,7 +125,7 @@ def build_vision(
     report("tracing the projector")
     projector = _traced(
         family.projector(checkpoint).to(dtype),
-        torch.zeros(2, keep, spec.channels, dtype=dtype),
+        torch.zeros(2, keep * (1 if tiles is None else tiles.sources), spec.channels, dtype=dtype),
         "rows",
         ["features"],
     )
