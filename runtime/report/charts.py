@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 560, 320  # units of the drawing; the page scales it
+WIDTH, HEIGHT = 460, 300  # units of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
 LEGEND = 22  # height of a line of the legend
 BAR, GAP, GROUP = 17, 3, 16

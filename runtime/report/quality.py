@@ -24,8 +24,8 @@ def kept_section(manifest: Manifest, pictures: Sequence[Shown], note: str | None
     else:
         lead = (
             f"Of {vision.tokens} vision tokens ({vision.grid[0]} x {vision.grid[1]} patches), the {vision.keep} with "
-            f"the highest scores of `{vision.selector.name}` reach the language model. On the left, kept patches are "
-            "bright and outlined, dropped ones dimmed; on the right, the score of every patch."
+            f"the highest scores of `{vision.selector.name}` reach the language model. In the first panel, kept patches "
+            "are bright and outlined, dropped ones dimmed; the second has the score of every patch."
         )
     return Section("kept", "What was kept", [lead], pictures, notes=[note] if note else [])
 
@@ -48,8 +48,8 @@ def energy_section(vision: VisionInfo, measured: Sequence[Energy], found: Calibr
         share = own.curve[min(selector.rank, len(own.curve)) - 1]
         centred = "centred" if own.centre else "raw"
         lead.append(
-            f"The selector scores by {selector.rank} directions, which hold {percent(share)} of the variance of the {centred} "
-            "tokens."
+            f"The selector scores by {selector.rank} directions, which hold {percent(share)} of the variance of the "
+            f"{centred} tokens."
         )
     tables = [_ranks(curves)]
     if found:
