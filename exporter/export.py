@@ -133,10 +133,10 @@ def export_model(
     family = family_of(checkpoint.config, request.model)
     spec = described(family, checkpoint, request.budget, request.select)
     search = wants_search(request.keep, request.select, request.search)
-    given = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
+    asked = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
     if spec.tiling is not None:
         refuse_for_tiles(family.name, search, request.calibration is not None, request.precision)
-    chosen = choose_selector(request.select, given, request.seed, request.calibration, checkpoint, spec)
+    chosen = choose_selector(request.select, asked, request.seed, request.calibration, checkpoint, spec)
     selector = chosen.config
     curve = None
     if search:
