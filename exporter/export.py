@@ -96,7 +96,7 @@ class ExportSummary:
 
     `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
     `engine_refused` and `quantisation` as in the manifest. `curve` is how K was found, where it was searched;
-    `selector` what was chosen, with the calibration behind it.
+    `selector` what was chosen, with the calibration behind it. `report`: the page's name in the bundle.
     """
 
     bundle: Path
@@ -109,6 +109,7 @@ class ExportSummary:
     quantisation: QuantisationInfo | None = None
     curve: KeepCurve | None = None
     selector: Chosen | None = None
+    report: str | None = None
 
 
 def export_model(
@@ -281,7 +282,8 @@ def export_model(
             write_build_script(bundle.path, target, bundle.manifest)
         if page is not None:
             with _timed(summary, "report"):
-                write_report(bundle.path, bundle.manifest, checkpoint, page, lambda stage: progress(stage, 0.9))
+                note = partial(progress, share=0.9)
+                summary.report = write_report(bundle.path, bundle.manifest, checkpoint, page, note)
         progress("hashing", 0.95)
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)

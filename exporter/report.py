@@ -6,7 +6,6 @@ Nothing here may spoil an export: what cannot be measured or counted becomes a n
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from svdprune.calib.spectrum import Spectrum
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.golden import golden_case
+from svdprune.exporter.licence import weights_licence
 from svdprune.exporter.report_estimate import counted
 from svdprune.runtime.answer import Sight
 from svdprune.runtime.bundle import Bundle
@@ -50,7 +50,6 @@ SAMPLES = 3  # pictures of the user's beside the golden one
 QUICK_BYTES = 4e9  # of graphs and weights, up to which an export measures and answers
 ROOM = 3  # times their size that must be free
 DIGITS = 6  # of an energy curve
-_FIELD = re.compile(r"^(license(?:_name|_link)?):[ \t]*['\"]?(.*?)['\"]?[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,8 @@ def write_report(
     checkpoint: Checkpoint,
     prepared: Prepared,
     progress: Say = lambda stage: None,
-) -> None:
-    """Put the page and its facts into the folder of a bundle whose other files are all there.
+) -> str:
+    """Put the page and its facts into the folder of a bundle whose other files are all there; returns the page's name.
 
     Raises:
         BundleError: a file of the bundle is not what it should be.
@@ -180,6 +179,7 @@ def write_report(
     progress("writing the report")
     page = render_page(_opened(folder, manifest), facts)
     (folder / PAGE).write_text(page, encoding="utf-8")
+    return PAGE
 
 
 def _opened(folder: Path, manifest: Manifest) -> Bundle:
@@ -249,20 +249,3 @@ def _look(bundle: Bundle, vision: VisionBackend, vlm: Vlm | None, samples: Sampl
         answer = None if question is None else vlm.ask(sight, question, max_new_tokens=32).text
         found.append(shown(name, sight, info, question, answer))
     return found
-
-
-def weights_licence(folder: Path) -> str | None:
-    """The licence that a checkpoint's own files name: its model card, or the first line of a licence file."""
-    card = folder / "README.md"
-    if card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
-        head = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-        fields = dict(_FIELD.findall(head[1])) if head else {}
-        named = fields.get("license_name") if fields.get("license") in (None, "", "other") else fields["license"]
-        if named:
-            return f"{named} (the model card)" + (f", {fields['license_link']}" if fields.get("license_link") else "")
-    for place in sorted(folder.glob("LICEN[CS]E*")):
-        if place.is_file():
-            lines = (line.strip() for line in place.read_text(encoding="utf-8", errors="replace").splitlines())
-            return f"{next(filter(None, lines), 'unnamed')[:120]} (the file {place.name})"
-    return None

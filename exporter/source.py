@@ -21,8 +21,8 @@ ALIASES = {
     "llava-onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
 }
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-# What an export reads: no other framework's weights, no pictures.
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+# What an export reads, the licence too: no other framework's weights, no pictures.
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "LICEN[CS]E*"]
 
 
 @dataclass(frozen=True)

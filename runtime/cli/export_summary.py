@@ -34,6 +34,8 @@ def print_summary(summary: ExportSummary, target: Target, here: bool) -> None:
         click.echo(f"note           {summary.engine_refused}")
     click.echo(f"time           {sum(summary.seconds.values()):.1f} s")
     click.echo(f"bundle         {summary.bundle}")
+    if summary.report:
+        click.echo(f"report         {summary.bundle / summary.report}")
     bundle = shlex.quote(str(summary.bundle))
     if target.releases and not here:
         script = shlex.quote(f"{summary.bundle.resolve().name}/build.sh")

@@ -14,6 +14,10 @@ from svdprune.runtime.report.facts import Elsewhere, Estimated, EstimatedCase
 from svdprune.runtime.report.parts import NONE, Section, Table, count, milliseconds, short, times
 
 SLOWEST = 10  # layers in the table
+SMALL = (
+    "Below 1, all / K means that the selection's own kernels take longer than the dropped tokens save: a small model's "
+    "layers are over before the next kernel starts."
+)
 ENOUGH = 10  # timings from which a 90th percentile means something
 
 
@@ -122,7 +126,10 @@ def estimate_section(found: Estimated | None, note: str | None, elsewhere: Seque
         lead.append("The target has no fixed peaks, so there are no times, only the work.")
     charts = [bar_chart(_estimate_chart(found))] if timed else []
     tables = [_work_table(found, timed), *([_elsewhere_table(elsewhere)] if elsewhere else [])]
-    return Section(name, title, lead, charts=charts, tables=tables, notes=[_note(text) for text in found.notes])
+    notes = [_note(text) for text in found.notes]
+    if any(line.pruned > line.unpruned for line in elsewhere):
+        notes.append(SMALL)
+    return Section(name, title, lead, charts=charts, tables=tables, notes=notes)
 
 
 def _estimate_chart(found: Estimated) -> Bars:

@@ -22,10 +22,13 @@ def kept_section(manifest: Manifest, pictures: Sequence[Shown], note: str | None
     if vision.keep == vision.tokens:
         lead = f"All {vision.tokens} vision tokens are kept: nothing is selected."
     else:
+        of = f"{vision.tokens} vision tokens ({vision.grid[0]} x {vision.grid[1]} patches)"
+        if vision.tiles is not None:
+            each = "tile" if vision.tiles.budget == "tile" else "picture"
+            of = f"up to {vision.tokens} vision tokens of a {each} (at most {vision.tiles.most} tiles make a picture)"
         lead = (
-            f"Of {vision.tokens} vision tokens ({vision.grid[0]} x {vision.grid[1]} patches), the {vision.keep} with "
-            f"the highest scores of `{vision.selector.name}` reach the language model. In the first panel, kept patches "
-            "are bright and outlined, dropped ones dimmed; the second has the score of every patch."
+            f"Of {of}, the {vision.keep} with the highest scores of `{vision.selector.name}` reach the language model. "
+            "In the first panel, kept patches are bright and outlined, dropped ones dimmed; the second has every score."
         )
     return Section("kept", "What was kept", [lead], pictures, notes=[note] if note else [])
 
