@@ -184,7 +184,14 @@ def build_script(target: Target, manifest: Manifest) -> str:
 def vision_command(vision: VisionInfo) -> list[str]:
     """Arguments of trtexec for the vision graph, a picture at a time, paths as seen from the bundle."""
     rest = (vision.height, vision.width, 3) if vision.input == "uint8" else (3, vision.height, vision.width)
-    return [f"--onnx={vision.file}", "--saveEngine=vision.engine", *_profile({"pixels": [(1, *rest)] * 3})]
+    tiles, counts = vision.tiles, (1, 1, 1)
+    if tiles is not None:
+        counts = (tiles.least, tiles.likely, tiles.most)
+    shapes: dict[str, list[tuple[int, ...]]] = {"pixels": [(count, *rest) for count in counts]}
+    if tiles is not None and tiles.budget == "tile":  # otherwise these are of one fixed shape
+        slots = [(count, vision.tokens, tiles.sources) for count in counts]
+        shapes |= {"sources": list(slots), "weights": list(slots)}
+    return [f"--onnx={vision.file}", "--saveEngine=vision.engine", *_profile(shapes)]
 
 
 def decoder_command(decoder: DecoderInfo, keep: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from svdprune.runtime.errors import NumericalError, UserError
+from svdprune.runtime.tiling import View
 
 MIN_PATCH = 20  # pixels of the picture per patch, at least
 MAX_SIDE = 4096  # pixels of one panel, at most: a very fine grid gets smaller patches
@@ -85,6 +87,26 @@ def kept_panels(pixels: np.ndarray, scores: np.ndarray, kept_indices: np.ndarray
     for panel in (left, right):
         _outline(panel, keep, ys, xs, line)
     return Panels(left, right, low, high, len(kept))
+
+
+def kept_views(views: Sequence[View], scores: np.ndarray, kept_indices: np.ndarray, caption: str = "") -> Image.Image:
+    """``kept_picture`` of a picture that was cut into tiles: its views below one another, the caption under the last.
+
+    Args:
+        scores: float [n], one a candidate; kept_indices: int [k] of them.
+    """
+    sheets = []
+    for number, view in enumerate(views):
+        count = view.grid[0] * view.grid[1]
+        inside = kept_indices[(kept_indices >= view.first) & (kept_indices < view.first + count)] - view.first
+        words = caption if number == len(views) - 1 else ""
+        sheets.append(kept_picture(view.pixels, scores[view.first : view.first + count], inside, view.grid, words))
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

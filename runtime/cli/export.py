@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -121,6 +121,13 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     help="Positions of the kept tokens: side by side, or where they stood in the picture.",
 )
 @click.option(
+    "--budget",
+    type=click.Choice(["picture", "tile"]),
+    default="picture",
+    show_default=True,
+    help="--keep is of the whole picture or of each tile, for a model that cuts pictures into tiles.",
+)
+@click.option(
     "--input",
     "pixels",
     type=click.Choice(["uint8", "float32"]),
@@ -156,6 +163,7 @@ def command(
     decoder_engine: str,
     cache: int | None,
     positions: Positions,
+    budget: Literal["picture", "tile"],
     pixels: str,
     revision: str | None,
     no_report: bool,
@@ -203,6 +211,7 @@ def command(
         decoder_engine=decoder_engine,
         cache=cache,
         positions=positions,
+        budget=budget,
         input=pixels,
         revision=revision,
         report=not no_report,

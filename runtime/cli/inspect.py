@@ -93,11 +93,12 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
     return [
         ("model", f"{model.id} ({model.family})" + (f", revision {model.revision}" if model.revision else "")),
         ("target", manifest.target),
-        ("vision tokens", f"{vision.tokens} -> {vision.keep} ({vision.keep / vision.tokens:.1%})"),
+        ("vision tokens", _tokens(vision)),
         ("selector", vision.selector.name + _in_brackets(selector)),
         *([("calibration", ", ".join(calibrated))] if calibrated else []),
         ("positions", manifest.positions),
         ("picture", f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches"),
+        *(tile_facts(vision.tiles) if vision.tiles else []),
         ("vision graph", f"{vision.precision}, opset {vision.opset}"),
         *(quantisation_facts(vision.quantisation) if vision.quantisation else []),
         ("selects on", f"hidden state {vision.tap}, {vision.channels} channels"),
@@ -111,6 +112,18 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
         ("generation", ", ".join(f"{name} {value}" for name, value in defaults.items())),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.written_by.items())),
     ]
+
+
+def _tokens(vision: Any) -> str:
+    if vision.tiles is None:
+        return f"{vision.tokens} -> {vision.keep} ({vision.keep / vision.tokens:.1%})"
+    of = "the whole picture" if vision.tiles.budget == "picture" else "each tile"
+    return f"up to {vision.tokens} -> {vision.keep} of {of}, or as many as there are"
+
+
+def tile_facts(tiles: Any) -> list[tuple[str, str]]:
+    """How a picture is cut, as lines for a person."""
+    return [("tiles", f"{tiles.least} to {tiles.most} a picture (likely {tiles.likely}), {tiles.per_tile} tokens each")]
 
 
 def _decoder_for_engines(decoder: Any) -> str:

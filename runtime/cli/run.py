@@ -100,10 +100,14 @@ def _print_stream(stream: AnswerStream) -> Answer:
 def _draw(vlm: Vlm, sight: Sight, path: Path | None, caption: str) -> None:
     if path is None:
         return
-    from svdprune.runtime.picture import kept_picture, save_picture
+    from svdprune.runtime.picture import kept_picture, kept_views, save_picture
 
     rows, columns = vlm.manifest.vision.grid
-    save_picture(kept_picture(sight.pixels, sight.scores, sight.kept_indices, (rows, columns), caption), path)
+    if sight.tiled is not None:
+        drawn = kept_views(sight.tiled.views, sight.scores, sight.kept_indices, caption)
+    else:
+        drawn = kept_picture(sight.pixels, sight.scores, sight.kept_indices, (rows, columns), caption)
+    save_picture(drawn, path)
 
 
 def _summary(answer: Answer) -> str:

@@ -13,7 +13,15 @@ from typing import Any
 from svdprune.runtime.bundle import Bundle, open_bundle
 from svdprune.runtime.engines.adapter import TensorRt
 from svdprune.runtime.engines.choice import Choice, choose, choose_parts
-from svdprune.runtime.engines.key import BuildOptions, EngineKey, Profile, graph_bytes, graph_digest, graph_files
+from svdprune.runtime.engines.key import (
+    BuildOptions,
+    EngineKey,
+    Profile,
+    batch_of,
+    graph_bytes,
+    graph_digest,
+    graph_files,
+)
 from svdprune.runtime.engines.preflight import Check, check_workspace, estimate, preflight, refuse
 from svdprune.runtime.engines.progress import BuildLog, Progress, append_log, start_log
 from svdprune.runtime.engines.selftest import selftest, untested
@@ -191,18 +199,16 @@ def _build(
     return put_engine(bundle, part, key, data, info)
 
 
-def profiles_of(
-    bundle: Bundle, part: str, options: BuildOptions, inputs: dict[str, tuple[int, ...]]
-) -> list[Profile]:
+def profiles_of(bundle: Bundle, part: str, options: BuildOptions, inputs: dict[str, tuple[int, ...]]) -> list[Profile]:
     """The optimisation profiles of a part: sizes of each input that varies.
 
-    Vision: one, for ``options.batch`` pictures. Decoder: the first takes from 1 row to a whole cache, for prefill; the
-    second is for a step of decoding, so that kernels are chosen for one row. It reaches to two, as TensorRT-RTX has no
-    attention kernel for a size that is exactly one.
+    Vision: one, for ``options.batch`` pictures or the tiles of one.
+    Decoder: the first takes from 1 row to a whole cache, for prefill; the second is for a step of decoding, so that
+    kernels are chosen for one row. It reaches to two, as TensorRT-RTX has no attention kernel for exactly one.
     """
     varying = {name: shape for name, shape in inputs.items() if -1 in shape}
     if part == "vision":
-        rows = [options.batch]
+        rows = [batch_of(bundle.manifest.vision, options)]
     else:
         engine, vision = bundle.manifest.decoder.engine, bundle.manifest.vision
         assert engine is not None

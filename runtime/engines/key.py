@@ -10,6 +10,7 @@ from typing import Any
 
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.manifest import VisionInfo
 
 PARTS = ("vision", "decoder")
 RECIPE = 1  # raised when svdprune builds the same graph with the same options in another way (profiles, flags)
@@ -51,6 +52,22 @@ class BuildOptions:
         options: dict[str, Any] = {"batch": list(self.batch)} if part == "vision" else {}
         options |= {"workspace": self.workspace, "level": self.level}
         return options | {"version_compatible": self.version_compatible, "recipe": RECIPE}
+
+
+def batch_of(vision: VisionInfo, options: BuildOptions) -> tuple[int, int, int]:
+    """What the vision engine encodes at once, least, most likely and most: pictures, or the tiles of one.
+
+    Raises:
+        UserError: several pictures of a bundle that cuts a picture into tiles.
+    """
+    if vision.tiles is None:
+        return options.batch
+    if options.batch[2] != 1:
+        raise UserError(
+            f"--batch is {','.join(map(str, options.batch))} and this bundle's graph takes the tiles of one picture: "
+            "leave --batch out"
+        )
+    return vision.tiles.least, vision.tiles.likely, vision.tiles.most
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.engines.installation import Installation
-from svdprune.runtime.engines.key import BuildOptions, graph_bytes
+from svdprune.runtime.engines.key import BuildOptions, batch_of, graph_bytes
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.machine import Gpu, HostMemory, power_mode
 from svdprune.runtime.targets import Target
@@ -67,7 +67,8 @@ def estimate(bundle: Bundle, part: str, options: BuildOptions, on_device: bool) 
     graph = graph_bytes(bundle, part)
     vision, decoder = bundle.manifest.vision, bundle.manifest.decoder
     if part == "vision":
-        rows, width, kept = options.batch[2] * vision.tokens, vision.channels, 0
+        tokens = vision.grid[0] * vision.grid[1]
+        rows, width, kept = batch_of(vision, options)[2] * tokens, vision.channels, 0
         element = 4 if vision.precision == "fp32" else 2
     else:
         assert decoder.engine is not None  # graph_bytes has refused a bundle without
@@ -90,10 +91,12 @@ def check_workspace(bundle: Bundle, part: str, options: BuildOptions) -> None:
     Raises:
         UserError: naming the least.
     """
-    engine, batch = bundle.manifest.decoder.engine, options.batch[2]
+    engine = bundle.manifest.decoder.engine
     if part == "vision":
+        batch = batch_of(bundle.manifest.vision, options)[2]
+        what = "pictures" if bundle.manifest.vision.tiles is None else "tiles"
         least = LEAST_WORKSPACE * batch
-        each = f", {LEAST_WORKSPACE >> 20} MiB for each of {batch} pictures" if batch > 1 else ""
+        each = f", {LEAST_WORKSPACE >> 20} MiB for each of {batch} {what}" if batch > 1 else ""
     else:
         assert engine is not None  # the part was chosen because it is there
         least = max(LEAST_WORKSPACE, LEAST_FOR_ROWS * engine.cache * bundle.manifest.decoder.hidden)
@@ -145,9 +148,7 @@ def refuse(checks: list[Check]) -> None:
             raise UserError(f"{check.name}: {check.found}: {check.advice}; or try all the same with --no-preflight")
 
 
-def _memory_check(
-    needs: Estimate, memory: HostMemory | None, shared: bool, part: str, options: BuildOptions
-) -> Check:
+def _memory_check(needs: Estimate, memory: HostMemory | None, shared: bool, part: str, options: BuildOptions) -> Check:
     """The CPU's memory, which on a Jetson is all there is."""
     needed = needs.build_host + (needs.build_device if shared else 0)
     name = "memory to build"

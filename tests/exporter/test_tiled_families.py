@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,22 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
+from svdprune.exporter.build_script import vision_command
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
+from svdprune.exporter.families.base import Budget
 from svdprune.exporter.rules import check_graph
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
+from svdprune.exporter.vision import build_vision, save_graph
 from svdprune.runtime import load
 from svdprune.runtime.bundle import open_bundle
+from svdprune.runtime.engines import build as build_module
+from svdprune.runtime.engines.build import BuildRequest, build_engines, profiles_of
+from svdprune.runtime.engines.key import BuildOptions, batch_of
+from svdprune.runtime.engines.store import list_engines
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.picture import kept_views
 from svdprune.runtime.preprocess import normalise
 from svdprune.runtime.targets import RELEASES
 from svdprune.runtime.tiling import tiling_of
@@ -55,18 +66,46 @@ def model(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def bundles(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Bundles by their options, each exported once."""
+    """Bundles by their options: the first is exported, the others have another vision graph in a copy of it."""
     made: dict[str, Path] = {}
 
-    def bundle(keep: str, **options: Any) -> Path:
-        key = f"{keep} {options}"
+    def exported() -> Path:
+        if "whole" not in made:
+            made["whole"] = tmp_path_factory.mktemp("bundles") / "bundle"
+            export_model(ExportRequest(str(folder), "12", rank=4, out=made["whole"], report=False))
+        return made["whole"]
+
+    def bundle(keep: int = 12, budget: Budget = "picture", **options: Any) -> Path:
+        if (keep, budget, options) == (12, "picture", {}):
+            return exported()
+        key = f"{keep} {budget} {options}"
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / "bundle"
-            given = {"rank": 4, **options}
-            export_model(ExportRequest(str(folder), keep, out=made[key], **given))
+            shutil.copytree(exported(), made[key])
+            replace_vision(folder, made[key], keep, budget, **options)
         return made[key]
 
     return bundle
+
+
+def replace_vision(folder: Path, bundle: Path, keep: int, budget: Budget, **options: Any) -> None:
+    """Another vision graph in a bundle."""
+    checkpoint = Checkpoint(folder)
+    family = family_of(checkpoint.config, "tiny")
+    spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
+    keep = keep or spec.tokens
+    precision, raw = options.pop("precision", "fp32"), options.pop("input", "uint8") == "uint8"
+    config = SelectorConfig(**{"rank": 4, **options})
+    save_graph(
+        build_vision(checkpoint, family, spec, config, keep, precision=precision, raw=raw), bundle / "vision.onnx"
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["vision"] |= {"keep": keep, "tokens": spec.tokens, "precision": precision}
+    manifest["vision"]["input"] = "uint8" if raw else "float32"
+    manifest["vision"]["tiles"]["budget"] = budget
+    graph = (bundle / "vision.onnx").read_bytes()
+    manifest["files"]["vision.onnx"] = {"sha256": hashlib.sha256(graph).hexdigest(), "size": len(graph)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -113,7 +152,7 @@ def test_all_tokens_kept_are_the_rows_of_transformers(
 ) -> None:
     """Pixels, tower, packing, newlines, unpadding and resampling at once: every token is kept, and so is every row."""
     image = picture(size)
-    with load(bundles("100%", select="none", budget=budget)) as vlm:
+    with load(bundles(0, budget, name="none")) as vlm:
         sight = vlm.see(image)
     wanted = unpruned(model, folder, name, image)
     if sight.total != len(sight.features):  # a picture so thin that the grid has newlines alone: they are not kept
@@ -129,7 +168,7 @@ def test_one_svd_over_the_whole_picture_does_not_see_the_padding(
     """The choice is that of a selector that is given this picture's tokens and nothing else."""
     keep = 12
     image = picture(size)
-    with load(bundles(str(keep))) as vlm:
+    with load(bundles(keep)) as vlm:
         sight = vlm.see(image)
         images = vlm.settings
     checkpoint = Checkpoint(folder)
@@ -148,7 +187,7 @@ def test_one_svd_over_the_whole_picture_does_not_see_the_padding(
 
 def test_centring_leaves_the_padding_out(bundles: Bundles, folder: Path, model: Any) -> None:
     image = picture((200, 70))
-    with load(bundles("12", centre=True)) as vlm:
+    with load(bundles(12, centre=True)) as vlm:
         sight, images = vlm.see(image), vlm.settings
     checkpoint = Checkpoint(folder)
     cutter, spec = tiling(folder)
@@ -164,7 +203,7 @@ def test_centring_leaves_the_padding_out(bundles: Bundles, folder: Path, model: 
 
 
 def test_a_budget_by_tile_keeps_as_many_of_each(bundles: Bundles, folder: Path) -> None:
-    with load(bundles("4", budget="tile")) as vlm:
+    with load(bundles(4, "tile")) as vlm:
         sight = vlm.see(image := picture((640, 480)))
     cut = tiling(folder)[0].cut(image, 3)
     owners, present = np.bincount(cut.tile[sight.kept_indices]), np.bincount(cut.tile)
@@ -173,7 +212,7 @@ def test_a_budget_by_tile_keeps_as_many_of_each(bundles: Bundles, folder: Path) 
 
 
 def test_a_newline_stays_with_a_kept_token_of_its_line(bundles: Bundles, folder: Path, model: Any) -> None:
-    with load(bundles("12")) as vlm:
+    with load(bundles()) as vlm:
         sight = vlm.see(image := picture((640, 480)))
     cut = tiling(folder)[0].cut(image, 3)
     kept = set(cut.places[sight.kept_indices].tolist())
@@ -190,7 +229,7 @@ def test_answers_are_those_of_transformers_given_the_kept_tokens(
     name: str, folder: Path, model: Any, bundles: Bundles, positions: str, budget: str
 ) -> None:
     image, question, new = picture((640, 480)), "What is in the picture?", 12
-    with load(bundles("12" if budget == "picture" else "4", budget=budget), positions=positions) as vlm:
+    with load(bundles(12 if budget == "picture" else 4, budget), positions=positions) as vlm:
         sight = vlm.see(image)
         answer = vlm.ask(sight, question, max_new_tokens=new)
         ids, image_token = vlm.prompt_ids(question), vlm.manifest.processor.image_token_id
@@ -226,27 +265,92 @@ def test_answers_are_those_of_transformers_given_the_kept_tokens(
     assert answer.token_ids == wanted
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"budget": "tile", "keep": "4"}, {"precision": "fp16"}, {"input": "float32"}], ids=str
-)
-def test_the_bundle_replays_its_golden_case(bundles: Bundles, options: dict[str, str]) -> None:
-    options = dict(options)
-    bundle = bundles(options.pop("keep", "12"), **options)
-    report = verify(bundle)
+def test_the_bundle_replays_its_golden_case(bundles: Bundles) -> None:
+    report = verify(bundles())
     assert report.passed, report
-    tiles = open_bundle(bundle).manifest.vision.tiles
-    assert tiles is not None and tiles.budget == options.get("budget", "picture")
+    tiles = open_bundle(bundles()).manifest.vision.tiles
+    assert tiles is not None and (tiles.budget, tiles.marks) == ("picture", "processor/marks.npy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", list(tiled_models.TEXTS))
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_a_whole_export_by_tile_with_each_language_model(
+    name: str, tmp_path: Path, language: str, positions: Any
+) -> None:
+    folder, bundle = tmp_path / "model", tmp_path / "bundle"
+    SAVES[name](folder, language)
+    export_model(ExportRequest(str(folder), "4", rank=4, budget="tile", positions=positions, out=bundle))
+    assert verify(bundle).passed
+
+
+def test_bytes_and_floats_and_half_precision_say_the_same(bundles: Bundles) -> None:
+    image = picture((640, 480))
+    sights = {}
+    for options in ({}, {"input": "float32"}, {"precision": "fp16"}):
+        with load(bundles(**options)) as vlm:
+            sights[str(options)] = vlm.see(image)
+    first, second, half = sights.values()
+    np.testing.assert_array_equal(first.kept_indices, second.kept_indices)
+    np.testing.assert_allclose(first.features, second.features, atol=1e-3)
+    np.testing.assert_allclose(first.scores, half.scores, atol=0.01)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"budget": "tile", "keep": "4"}, {"precision": "fp16"}, {"select": "norm"}], ids=str
+    "options",
+    [{}, {"keep": 4, "budget": "tile"}, {"precision": "fp16"}, {"centre": True}, {"keep": 0, "name": "none"}],
+    ids=str,
 )
-def test_the_graph_keeps_to_the_rules_of_every_release(bundles: Bundles, options: dict[str, str]) -> None:
-    options = dict(options)
-    graph = onnx.load(bundles(options.pop("keep", "12"), **options) / "vision.onnx")
+def test_the_graph_keeps_to_the_rules_of_every_release(bundles: Bundles, options: dict[str, Any]) -> None:
+    graph = onnx.load(bundles(**options) / "vision.onnx")
     for release in RELEASES:
         assert check_graph(graph, release.tensorrt) == [], release.name
     assert check_graph(graph, "11.4", TENSORRT_RTX) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": 4, "budget": "tile"}, {"precision": "fp16"}], ids=str)
+def test_tensorrt_rtx_builds_the_graph(
+    bundles: Bundles, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    monkeypatch.setattr(build_module, "local_gpu", lambda: None)
+    report = build_engines(bundles(**options), BuildRequest(target="rtx-40", part="vision"))
+    assert [result.part for result in report.parts] == ["vision"]
+    (engine,) = list_engines(open_bundle(bundles(**options)))
+    assert engine.info["layers"] > 0
+
+
+@pytest.mark.parametrize("budget", ["picture", "tile"])
+def test_an_engine_is_for_the_tiles_of_one_picture(bundles: Bundles, budget: str) -> None:
+    bundle = open_bundle(bundles(12 if budget == "picture" else 4, budget))
+    vision = bundle.manifest.vision
+    tiles = vision.tiles
+    assert tiles is not None
+    counts = (tiles.least, tiles.likely, tiles.most)
+    varying = {"pixels": (-1, 42, 42, 3)}
+    if budget == "tile":
+        varying["sources"] = (-1, vision.tokens, tiles.sources)
+    (profile,) = profiles_of(bundle, "vision", BuildOptions(), varying)
+    assert {name: tuple(shape[0] for shape in shapes) for name, shapes in profile.items()} == dict.fromkeys(
+        varying, counts
+    )
+    said = " ".join(vision_command(vision))
+    assert f"--maxShapes=pixels:{tiles.most}x42x42x3" in said
+    assert ("sources:" in said) == (budget == "tile")
+
+
+def test_the_tiles_are_drawn(bundles: Bundles) -> None:
+    with load(bundles()) as vlm:
+        sight = vlm.see(picture((640, 480)))
+    assert sight.tiled is not None
+    assert sum(view.grid[0] * view.grid[1] for view in sight.tiled.views) == len(sight.scores)
+    drawn = kept_views(sight.tiled.views, sight.scores, sight.kept_indices, "what is kept")
+    assert min(drawn.size) > 100
+
+
+def test_a_bundle_of_tiles_is_encoded_one_picture_at_a_time(bundles: Bundles) -> None:
+    with pytest.raises(UserError, match="takes the tiles of one picture"):
+        batch_of(open_bundle(bundles()).manifest.vision, BuildOptions((1, 1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -287,11 +391,19 @@ def test_a_plain_family_takes_no_budget_by_tile(tiny_llava: Path, tmp_path: Path
         export_model(ExportRequest(str(tiny_llava), "4", rank=4, budget="tile", out=tmp_path / "bundle"))
 
 
-def test_cls_attention_needs_a_cls_token(name: str, folder: Path, tmp_path: Path) -> None:
-    request = ExportRequest(str(folder), "4", select="cls", out=tmp_path / "bundle")
+def test_cls_attention_needs_a_cls_token(name: str, folder: Path, model: Any, bundles: Bundles, tmp_path: Path) -> None:
     if name == "onevision":
+        request = ExportRequest(str(folder), "4", select="cls", out=tmp_path / "bundle")
         with pytest.raises(UserError, match=r"needs a \[CLS\] token"):
             export_model(request)
         return
-    export_model(request)
-    assert verify(tmp_path / "bundle").passed
+    image = picture((640, 480))
+    with load(bundles(12, name="cls")) as vlm:
+        sight, images = vlm.see(image), vlm.settings
+    checkpoint = Checkpoint(folder)
+    cut = tiling(folder)[0].cut(image, 3)
+    with torch.no_grad():
+        _, attention = family_of(checkpoint.config, "tiny").reference_tokens(
+            model, torch.from_numpy(normalise(cut.pixels, images))
+        )
+    np.testing.assert_allclose(sight.scores, attention.flatten()[cut.sources[:, 0]].numpy(), atol=1e-5)
