@@ -407,3 +407,34 @@ def test_cls_attention_needs_a_cls_token(name: str, folder: Path, model: Any, bu
             model, torch.from_numpy(normalise(cut.pixels, images))
         )
     np.testing.assert_allclose(sight.scores, attention.flatten()[cut.sources[:, 0]].numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["picture", "tile"])
+def test_the_sizes_of_the_published_models_build(name: str, tmp_path: Path, budget: Budget) -> None:
+    """CLIP-L at 336 with 2,880 candidates, SigLIP-so400m at 384 with 8,667 of four sources; two layers of each."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    checkpoint = Checkpoint(tiled_models.save_vision(tmp_path, name))
+    family = family_of(checkpoint.config, "big")
+    spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
+    assert spec.tokens == {"next": (2880, 576), "onevision": (8667, 729)}[name][budget == "tile"]
+    tiles = spec.tiles()
+    assert tiles is not None
+    graph = tmp_path / "vision.onnx"
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
+    for release in RELEASES:
+        assert check_graph(graph, release.tensorrt) == [], release.name
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse_from_file(str(graph)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        if -1 in tensor.shape:
+            counts = (tiles.least, tiles.likely, tiles.most)
+            profile.set_shape(tensor.name, *((count, *tuple(tensor.shape)[1:]) for count in counts))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None

@@ -42,9 +42,9 @@ def fast_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def text_config(kind: str, vocabulary: int) -> object:
+def text_config(kind: str, vocabulary: int, hidden: int = 48) -> object:
     return TEXTS[kind](
-        hidden_size=48,
+        hidden_size=hidden,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=3,
