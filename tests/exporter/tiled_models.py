@@ -131,3 +131,39 @@ def save_onevision(folder: Path, language: str = "qwen2") -> Path:
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(text.CHAT_TEMPLATE)
     return folder
+
+
+def save_vision(folder: Path, kind: str) -> Path:
+    """A checkpoint whose vision part has the sizes of the published 7B models, with two layers; the rest is tiny."""
+    torch.manual_seed(0)
+    model: torch.nn.Module
+    if kind == "next":
+        clip = CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+        )
+        model = LlavaNextForConditionalGeneration(
+            LlavaNextConfig(vision_config=clip, text_config=text_config("mistral", 64, 4096), image_token_index=3)
+        )
+        image = LlavaNextImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    else:
+        siglip = SiglipVisionConfig(
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            image_size=384,
+            patch_size=14,
+            vision_use_head=False,
+        )
+        model = LlavaOnevisionForConditionalGeneration(
+            LlavaOnevisionConfig(vision_config=siglip, text_config=text_config("qwen2", 64, 3584), image_token_index=3)
+        )
+        image = LlavaOnevisionImageProcessorPil()
+    model.save_pretrained(folder)
+    image.save_pretrained(folder)
+    return folder
