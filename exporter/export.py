@@ -282,8 +282,9 @@ def export_model(
             write_build_script(bundle.path, target, bundle.manifest)
         if page is not None:
             with _timed(summary, "report"):
-                note = partial(progress, share=0.9)
-                summary.report = write_report(bundle.path, bundle.manifest, checkpoint, page, note)
+                summary.report = write_report(
+                    bundle.path, bundle.manifest, checkpoint, page, lambda stage: progress(stage, 0.9)
+                )
         progress("hashing", 0.95)
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)
