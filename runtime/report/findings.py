@@ -137,8 +137,8 @@ def _curve(array: np.ndarray) -> list[float]:
 
 
 def _point(content: dict[str, Any]) -> Point:
-    figures = (float(content[name]) for name in ("agreement", "low", "high", "matched", "kl"))
-    return Point(int(content["keep"]), *figures, accuracy=_number(content["accuracy"]))
+    agreement, low, high, matched, kl = (float(content[name]) for name in ("agreement", "low", "high", "matched", "kl"))
+    return Point(int(content["keep"]), agreement, low, high, matched, kl, _number(content["accuracy"]))
 
 
 def _saving(content: dict[str, Any]) -> Saving:
