@@ -10,7 +10,10 @@ from svdprune.runtime.lazy import require
 
 LEVERAGE, EVEN = "leverage", "grid"
 _STYLE = {LEVERAGE: ("#c4321f", "o", 2.4), CHANCE: ("#4a4a4a", "s", 1.8), EVEN: ("#8a8a8a", "D", 1.8)}
-_OTHERS = ("#1f6fb4", "#2a8a4a", "#8a4fb0", "#c98a00", "#0f9a9a", "#a0522d", "#5a6fd0", "#b03a76")
+_OTHERS = (
+    *("#1f6fb4", "#2a8a4a", "#8a4fb0", "#c98a00", "#0f9a9a", "#a0522d"),
+    *("#5a6fd0", "#b03a76", "#6b8e23", "#17becf", "#e377c2", "#2f4f4f"),
+)
 
 
 def plot(report: Report, title: str) -> bytes:
