@@ -75,11 +75,14 @@ def unpruned_model(vision: Path) -> Any:
     tokens = outputs["scores"].type.tensor_type.shape.dim[1].dim_value
     if tokens < 1:
         raise BundleError(f"{vision} does not say how many tokens its scores are for: export the bundle again")
-    after = _after(graph.node, {"kept_indices"})  # everything computed with the indices, the features among it
+    # Everything computed with the indices, the features among it.
+    after = touched = _after(graph.node, {"kept_indices"})
     for node in graph.node:
         which = GATHERS.get(node.op_type)
-        if which is not None and node.input[which] in after and node.input[0] not in after:
+        if which is not None and node.input[which] in touched and node.input[0] not in touched:
             _replace_input(graph, node.output[0], node.input[0])
+            # A later gather by what this one gave - the sources of the kept tokens - is no choice any more.
+            touched = _after(graph.node, {"kept_indices"})
     needed = _before(graph.node, {"features"})
     if needed & {"kept_indices"}:
         raise BundleError(f"{vision} makes its features with kept_indices in a way that cannot be taken out")

@@ -22,8 +22,9 @@ from svdprune.runtime.decoder import open_decoder
 from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.positions import Layout, picture_place, policy_named, splice
-from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
-from svdprune.runtime.profile.runners import Call, CallRunner, Feed, pixels_of, polygraphy, quiet
+from svdprune.runtime.preprocess import ImageSettings
+from svdprune.runtime.profile.runners import Call, CallRunner, Feed, inputs_of, polygraphy, quiet
+from svdprune.runtime.tiling.feed import prepare, slots_of
 from svdprune.runtime.verify_compare import Difference, Value, differences
 from svdprune.runtime.verify_golden import Golden, read_golden
 from svdprune.runtime.verify_metrics import (
@@ -136,6 +137,7 @@ def _check_same_model(ours: Bundle, theirs: Bundle) -> None:
         ("model", a.model.id, b.model.id),
         ("weights, by SHA-256", str(a.model.sha256)[:12], str(b.model.sha256)[:12]),
         ("vision tokens", a.vision.tokens, b.vision.tokens),
+        ("tiles", a.vision.tiles, b.vision.tiles),
         ("kept tokens", a.vision.keep, b.vision.keep),
         ("pixels", a.vision.input, b.vision.input),
         ("height", a.vision.height, b.vision.height),
@@ -157,9 +159,8 @@ def _compare_vision(ours: Side, theirs: Side, golden: Golden) -> list[Difference
     limits = _looser(*(limits_for(VISION_LIMITS, side.bundle.manifest.vision.precision) for side in (ours, theirs)))
     name = ours.bundle.manifest.processor.image
     settings = ImageSettings.from_json(ours.bundle.read_json(name), name)
-    pixels = preprocess(open_image(golden.picture), settings)
-    feed = pixels if ours.bundle.manifest.vision.input == "uint8" else normalise(pixels, settings)
-    first, second = (run[0] for run in _run(ours, theirs, "vision", [{"pixels": feed[None]}]))
+    feed = prepare(golden.picture, settings, ours.bundle.manifest).inputs
+    first, second = (_flat(run[0]) for run in _run(ours, theirs, "vision", [feed]))
     kept, other, scores = first["kept_indices"][0], second["kept_indices"][0], second["scores"][0]
     _, a, b = np.intersect1d(kept, other, assume_unique=True, return_indices=True)
     overlap = kept_overlap(kept, other, scores, limits.tie)
@@ -176,12 +177,23 @@ def _compare_vision(ours: Side, theirs: Side, golden: Golden) -> list[Difference
     return [*found, Difference("features", 1, note, {"cosine at least": limits.cosine}, False)]
 
 
+def _flat(output: Feed) -> Feed:
+    """Several choices of one picture, which are its tiles', as one: indices count on from choice to choice."""
+    features, kept, scores = (output[name] for name in ("features", "kept_indices", "scores"))
+    numbers = kept + scores.shape[1] * np.arange(len(kept))[:, None]
+    return {
+        "features": features.reshape(1, -1, features.shape[2]),
+        "kept_indices": numbers.reshape(1, -1),
+        "scores": scores.reshape(1, -1),
+    }
+
+
 @contextmanager
 def _vision(side: Side) -> Iterator[Call]:
     assert side.vision is not None
     backend = open_vision(side.vision, side.bundle, side.threads)
     try:
-        yield lambda feed: _arrays(backend.encode(feed["pixels"]))
+        yield lambda feed: _arrays(backend.encode(feed["pixels"], slots=slots_of(feed)))
     finally:
         backend.close()
 
@@ -209,7 +221,7 @@ def _steps(bundle: Bundle, golden: Golden) -> list[Feed]:
     embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
     ids = golden.prompt_ids
     place = picture_place(ids, manifest.processor.image_token_id)
-    layout = Layout(place, golden.kept, manifest.vision.tokens, policy_named(golden.positions))
+    layout = Layout(place, golden.places, golden.total, policy_named(golden.positions))
     steps = [{"rows": splice(ids, place, golden.features, embed), "positions": layout.span(0, len(ids))}]
     for number, token in enumerate(golden.answer_ids, len(ids)):
         steps.append({"rows": embed([token]), "positions": layout.span(number, number + 1)})
@@ -235,7 +247,7 @@ def _run(ours: Side, theirs: Side, part: str, feeds: list[Feed]) -> list[list[An
     hidden = ours.bundle.manifest.decoder.hidden
     inputs: dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]
     if part == "vision":
-        opened, inputs = _vision, {"pixels": pixels_of(ours.bundle.manifest.vision)}
+        opened, inputs = _vision, inputs_of(ours.bundle.manifest.vision)
     else:
         numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
         opened, inputs = _decoder, {"rows": ((None, hidden), numbers), "positions": ((None,), whole)}

@@ -20,7 +20,7 @@ from svdprune.runtime.engines.session import EngineSession
 from svdprune.runtime.engines.store import find_engine
 from svdprune.runtime.profile.graphs import Graph
 from svdprune.runtime.profile.layers import LayerTable
-from svdprune.runtime.profile.runners import CallRunner, Feed, pixels_of
+from svdprune.runtime.profile.runners import CallRunner, Feed, inputs_of
 from svdprune.runtime.profile.trt_layers import engine_layers
 from svdprune.runtime.vlm import Vlm
 
@@ -65,12 +65,13 @@ def _build(trt: TensorRt, vlm: Vlm, graph: Path, device: Device) -> Any:
 
 def _runner(name: str, vlm: Vlm, session: EngineSession) -> CallRunner:
     """An engine as it runs in an answer: its CUDA graph, and the features left for a decoder on the same GPU."""
-    stays: Collection[str] = ("features",) if vlm.decoder.device is vlm.vision.device else ()
+    whole = vlm.manifest.vision.tiles is None  # the rows of tiles are put together on the host
+    stays: Collection[str] = ("features",) if whole and vlm.decoder.device is vlm.vision.device else ()
 
     def run(feed: Feed) -> Mapping[str, AnyArray]:
         return session.run(feed, on_device=stays, repeats=True)
 
-    return CallRunner(name, {"pixels": pixels_of(vlm.manifest.vision)}, lambda: nullcontext(run))
+    return CallRunner(name, inputs_of(vlm.manifest.vision), lambda: nullcontext(run))
 
 
 def _stored_layers(vlm: Vlm, feed: Feed, runs: int, warm_up: int) -> LayerTable:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.preprocess import normalise, open_image, preprocess
 from svdprune.runtime.profile.graphs import Graph, kept_of, pruned_graph, whole_graph
 from svdprune.runtime.profile.layers import LayerTable
 from svdprune.runtime.profile.report import (
@@ -32,6 +31,7 @@ from svdprune.runtime.profile.runners import Feed, quiet
 from svdprune.runtime.profile.stats import Summary
 from svdprune.runtime.profile.where import backend_versions, where
 from svdprune.runtime.prompt import CachedPrompt
+from svdprune.runtime.tiling.feed import prepare, rows_of
 from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.verify_metrics import decoder_precision
 from svdprune.runtime.vision import check_finite
@@ -159,20 +159,27 @@ def _run(vlm: Vlm, graph: Graph, picture: Path, question: str, new_tokens: int, 
     """One answer, greedy, ``new_tokens`` long whatever the tokens are: end tokens do not stop it."""
     clock, stages = time.perf_counter, into.stages
     began = clock()
-    feed = _feed(vlm, picture)
+    prepared = prepare(picture, vlm.settings, vlm.manifest)
     stages[PREPROCESS].append(clock() - began)
-    outputs = graph.runner.infer(feed, check_inputs=False)
+    outputs = graph.runner.infer(prepared.inputs, check_inputs=False)
     stages[VISION].append(graph.runner.last_inference_time())
+    manifest = vlm.manifest
     features = outputs["features"][0]
+    began = clock()
+    tiled = rows_of(prepared, outputs, vlm)
+    stages[VISION][-1] += clock() - began
+    if tiled is not None:
+        features, places, total = tiled
+    else:
+        places, total = kept_of(graph, dict(outputs)), manifest.vision.tokens
     if isinstance(features, np.ndarray):
         check_finite("features", features)
-    manifest = vlm.manifest
     prompt = CachedPrompt(
         vlm.decoder,
         vlm.embed,
         features,
-        kept_of(graph, dict(outputs)),
-        manifest.vision.tokens,
+        places,
+        total,
         vlm.positions,
         manifest.decoder.context,
         manifest.processor.image_token_id,
@@ -192,9 +199,8 @@ def _run(vlm: Vlm, graph: Graph, picture: Path, question: str, new_tokens: int, 
 
 
 def _feed(vlm: Vlm, picture: Path) -> Feed:
-    """The picture as the vision graph takes it, a batch of one."""
-    pixels = preprocess(open_image(picture), vlm.settings)
-    return {"pixels": (pixels if vlm.manifest.vision.input == "uint8" else normalise(pixels, vlm.settings))[None]}
+    """The picture as the vision graph takes it."""
+    return prepare(picture, vlm.settings, vlm.manifest).inputs
 
 
 def _check_room(vlm: Vlm, graph: Graph, question: str, new_tokens: int) -> None:

@@ -98,6 +98,15 @@ def pixels_of(info: VisionInfo) -> tuple[tuple[int | None, ...], np.dtype[Any]]:
     return (None, *size), np.dtype(info.input)
 
 
+def inputs_of(info: VisionInfo) -> dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]:
+    """Shape and dtype of every input of a vision graph."""
+    inputs = {"pixels": pixels_of(info)}
+    if info.tiles is not None:
+        shape = (1 if info.tiles.budget == "picture" else None, info.tokens, info.tiles.sources)
+        inputs |= {"sources": (shape, np.dtype(np.int64)), "weights": (shape, np.dtype(np.float32))}
+    return inputs
+
+
 def onnxrt_runner(session: Any, name: str) -> Runner:
     """Polygraphy's runner over an ``onnxruntime.InferenceSession``."""
     runner: Runner = polygraphy("polygraphy.backend.onnxrt").OnnxrtRunner(session, name=name)

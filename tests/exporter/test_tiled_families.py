@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -37,10 +38,14 @@ from svdprune.runtime.engines.store import list_engines
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.picture import kept_views
 from svdprune.runtime.preprocess import normalise
+from svdprune.runtime.profile.measure import Plan, profile
 from svdprune.runtime.targets import RELEASES
 from svdprune.runtime.tiling import tiling_of
+from svdprune.runtime.tiling.feed import prepare, rows_of
 from svdprune.runtime.traps import TENSORRT_RTX
+from svdprune.runtime.unpruned import unpruned_graph
 from svdprune.runtime.verify import verify
+from svdprune.runtime.verify_against import verify_against
 from tests.exporter import tiled_models
 
 SIZES = [(640, 480), (60, 60), (200, 70), (33, 190), (500, 499), (41, 43), (300, 30)]  # width, height
@@ -346,6 +351,28 @@ def test_the_tiles_are_drawn(bundles: Bundles) -> None:
     assert sum(view.grid[0] * view.grid[1] for view in sight.tiled.views) == len(sight.scores)
     drawn = kept_views(sight.tiled.views, sight.scores, sight.kept_indices, "what is kept")
     assert min(drawn.size) > 100
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": 4, "budget": "tile"}], ids=str)
+def test_backends_are_compared_and_profiled(bundles: Bundles, options: dict[str, Any]) -> None:
+    pytest.importorskip("polygraphy", reason="Polygraphy is not installed")
+    bundle = bundles(**options)
+    if not options:  # a copy with another graph has the golden case of the first
+        against = verify_against(bundle, "onnxruntime")
+        assert against.passed, against
+    report = profile(bundle, plan=Plan(runs=1, warm_up=0, new_tokens=2, layers=False))
+    assert report.unpruned is not None
+    with load(bundle) as vlm:
+        sight = vlm.see(image := bundle / "golden" / "image.png")
+        prepared = prepare(image, vlm.settings, vlm.manifest)
+        text = len(vlm.prompt_ids(vlm.bundle.read_json("golden/case.json")["question"])) - 1
+        session = ort.InferenceSession(unpruned_graph(bundle / "vision.onnx", bundle / "unpruned.onnx"))
+        whole = rows_of(prepared, {"features": session.run(["features"], prepared.inputs)[0]}, vlm)
+    (bundle / "unpruned.onnx").unlink()
+    assert whole is not None
+    assert (report.pruned.prompt, report.unpruned.prompt) == (text + len(sight.features), text + sight.total)
+    np.testing.assert_array_equal(whole[1], np.arange(sight.total))
+    np.testing.assert_allclose(whole[0][sight.places], sight.features, atol=1e-4)
 
 
 def test_a_bundle_of_tiles_is_encoded_one_picture_at_a_time(bundles: Bundles) -> None:
