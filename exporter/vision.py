@@ -91,7 +91,7 @@ def build_vision(
     model.graph.outputs.clear()
     tape = ir.tape.Tape(model.graph)
     tiles = spec.tiles()
-    found = candidates(model, tokens, *attention or (None,), spec) if tiles is not None else None
+    found = candidates(model, tokens, attention[0] if attention else None, spec) if tiles is not None else None
     if found is not None:
         wide, attention = found.rows, [found.attention] if found.attention is not None else []
     else:
