@@ -15,7 +15,7 @@ from svdprune.calib.evaluate.report import UNPRUNED, Report, summarise
 from svdprune.calib.sources import Source
 from svdprune.calib.statistics import kl_divergence
 from svdprune.runtime.answer import Sight
-from svdprune.runtime.errors import MissingDependency, NumericalError
+from svdprune.runtime.errors import MissingDependency, NumericalError, UserError
 from svdprune.runtime.ort import CPU, open_session
 from svdprune.runtime.preprocess import normalise
 from svdprune.runtime.unpruned import unpruned_graph
@@ -82,11 +82,11 @@ def evaluate_bundle(
 ) -> Report:
     """The bundle's answers, and the unpruned ones by the same decoder and weights.
 
-    Where onnx is missing, the unpruned model cannot be made: on labelled data the report then holds the bundle's
-    accuracy alone and says so.
+    Where onnx is missing, or pictures are cut into tiles, the unpruned model cannot be run: on labelled data the report
+    then holds the bundle's accuracy alone and says so.
 
     Raises:
-        UserError: too few usable pictures; MissingDependency: onnx is missing and the data has no labels.
+        UserError: too few usable pictures, or neither labels nor an unpruned model.
         NumericalError: NaN or infinity in features or logits, with the picture's name.
     """
     info, protocol = vlm.manifest.vision, source.protocol
@@ -97,11 +97,15 @@ def evaluate_bundle(
     labelled = True
     missing = ""
     with tempfile.TemporaryDirectory() as folder:
+        unpruned = None
         try:
-            unpruned = Unpruned(vlm, Path(folder), threads)
-            outcomes[whole] = [[]]
+            if info.tiles is None:
+                unpruned = Unpruned(vlm, Path(folder), threads)
+                outcomes[whole] = [[]]
+            else:
+                missing = "a picture in tiles is not run without pruning"
         except MissingDependency as error:
-            unpruned, missing = None, str(error)
+            missing = str(error)
         outcomes[own] = [[]]
         for pictures, sample in enumerate(source.samples(), 1):
             progress(f"picture {pictures} of {source.count}", (pictures - 1) / source.count)
@@ -124,7 +128,7 @@ def evaluate_bundle(
             except NumericalError as error:
                 raise NumericalError(f"{sample.name}: {error}") from error
             if missing and not labelled:
-                raise MissingDependency("onnx", "profile", "agreement with the unpruned model, on data without labels")
+                raise UserError(f"{missing}; the data has no labels either, so there is nothing to measure by")
     facts = {
         "model": f"{vlm.manifest.model.id}, bundle of {info.keep} of {info.tokens} tokens",
         "data": source.description,

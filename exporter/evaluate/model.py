@@ -22,13 +22,16 @@ from svdprune.runtime.text import TextProcessor, user_message
 
 @dataclass
 class Seen:
-    """One encoded picture: features (1, T, D) and [CLS] attention (1, T) at the checkpoint's tap, and at others."""
+    """One encoded picture: features (1, T, D) and [CLS] attention (1, T) at the checkpoint's tap, and at others.
+
+    The attention is None where the encoder has no [CLS].
+    """
 
     tokens: torch.Tensor
-    attention: torch.Tensor
-    taps: dict[int | str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    attention: torch.Tensor | None
+    taps: dict[int | str, tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict)
 
-    def at(self, tap: int | str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def at(self, tap: int | str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features (1, T, D) and attention (1, T) to be scored."""
         return (self.tokens, self.attention) if tap is None else self.taps[tap]
 
@@ -47,6 +50,11 @@ class Eyes:
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.family = family_of(checkpoint.config, where)
         self.spec = self.family.describe(checkpoint)
+        if self.spec.tiling is not None:
+            raise UserError(
+                f"{where} cuts pictures into tiles, which an evaluation in torch does not do: "
+                "export it and evaluate the bundle on labelled data"
+            )
         self.encoder = self.family.encoder(checkpoint).to(self.device, self.dtype)
         self.projector = self.family.projector(checkpoint).to(self.device, self.dtype)
         self._others: dict[int | str, torch.nn.Module] = {}

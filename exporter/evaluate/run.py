@@ -103,7 +103,7 @@ class Chooser:
                 for keep in self.keeps:
                     config.check(tokens=spec.tokens, channels=channels, keep=keep)
                     if shared is None or not contender.any_keep:
-                        shared = build_selector(config, spec.tokens, channels, grid=spec.grid, keep=keep)
+                        shared = build_selector(config, spec.tokens, channels, grid=spec.selection_grid, keep=keep)
                     self._scorers[number, seed, keep] = shared
 
     def choose(self, seen: Seen) -> dict[tuple[int, int, int], tuple[np.ndarray, float]]:

@@ -162,6 +162,8 @@ def _model(
     steps(f"loading {model}", 0.0)
     found = locate(model)
     loaded = Model(found.checkpoint, model, device or "cpu", lambda note: steps(note, None))
+    if not selectors and not loaded.spec.cls:
+        contenders = [one for one in contenders if not one.configs[0].needs_cls_attention]
     tokens = loaded.spec.tokens
     if keep is None:
         keeps = [count for count in map(int, _listed(_KEEPS)) if count < tokens]
