@@ -40,7 +40,6 @@ from svdprune.runtime.report.page import render_page
 from svdprune.runtime.report.pictures import Shown, image_settings, look, shown, store_pictures
 from svdprune.runtime.tiling import tiling_of
 from svdprune.runtime.tiling.slots import lay_out
-from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.vision import VisionBackend, open_vision
 from svdprune.runtime.vlm import Vlm
 
@@ -221,12 +220,9 @@ def _try(bundle: Bundle, samples: Samples) -> _Trial:
                 stack.callback(decoder.close)
                 vlm = Vlm(bundle, vision, decoder, manifest.positions)
             trial.pictures = _look(bundle, vision, vlm, samples)
-            if vlm is not None and manifest.vision.tiles is not None:
-                trial.note = "an export does not time pictures in tiles"
-            elif vlm is not None:
-                golden = read_golden(bundle)
+            if vlm is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="svdprune-report-")))
-                trial.measured = quick_profile(vlm, golden.picture, golden.question, folder)
+                trial.measured = quick_profile(vlm, folder)
         except SvdpruneError as error:  # such as a precision for which ONNX Runtime has no kernel here
             trial.note = trial.note or str(error)
             if samples.samples and not trial.pictures:

@@ -88,7 +88,7 @@ def line_chart(chart: Lines) -> Markup:
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 8, chart.x.title, "middle", "title"))
     for value, label in chart.across:
         parts.append(Markup('<path class="mark" d="M{} {:.1f}H{}"/>').format(LEFT, at_y(value), WIDTH - RIGHT))
-        parts.append(_text(WIDTH - RIGHT - 2, at_y(value) - 5, label, "end", "note"))
+        parts.append(_text(LEFT + 5, at_y(value) - 5, label, "start", "note"))
     for value, label in chart.upright:
         x = at_x(value)
         parts.append(Markup('<path class="mark" d="M{:.1f} {}V{}"/>').format(x, top, height - BOTTOM))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from svdprune.runtime.ort import CPU, open_session
 from svdprune.runtime.profile.graphs import Graph
 from svdprune.runtime.profile.measure import Plan, arm_of, in_turn
 from svdprune.runtime.profile.report import ProfileReport, ratios
-from svdprune.runtime.profile.runners import Call, CallRunner, Feed, pixels_of
+from svdprune.runtime.profile.runners import Call, CallRunner, Feed, inputs_of
 from svdprune.runtime.profile.where import backend_versions, where
+from svdprune.runtime.tiling.feed import slots_of
 from svdprune.runtime.unpruned import unpruned_graph
+from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.vlm import Vlm
 
 SECONDS = 2.0  # that the counted runs should take together
@@ -25,14 +28,13 @@ MOST_RUNS = 5
 NEW_TOKENS = 4
 
 
-def quick_profile(vlm: Vlm, picture: Path, question: str, folder: Path, threads: int | None = None) -> ProfileReport:
-    """Time the stages of an answer, pruned and unpruned in turn, for about ``SECONDS`` (one run each at least).
+def quick_profile(vlm: Vlm, folder: Path, threads: int | None = None) -> ProfileReport:
+    """Time the stages of the golden answer, pruned and unpruned in turn, for about ``SECONDS`` (one run each at least).
 
     The first round warms up; where it alone takes longer than ``PATIENCE``, it is what is reported.
 
     Args:
         vlm: opened with a vision backend of ONNX Runtime on the CPU.
-        picture, question: what is asked.
         folder: for the unpruned graph, which is made and run here.
 
     Returns:
@@ -42,10 +44,10 @@ def quick_profile(vlm: Vlm, picture: Path, question: str, folder: Path, threads:
         MissingDependency: onnx, which takes the selection out of the graph, is not installed.
         NumericalError: NaN or infinity on the way.
     """
-    info = vlm.manifest.vision
+    info, golden = vlm.manifest.vision, read_golden(vlm.bundle)
     graphs = [Graph("pruned", _runner(vlm, "pruned", lambda: nullcontext(partial(_pruned, vlm))), info.keep)]
-    text = len(vlm.prompt_ids(question)) - 1
-    if info.keep < info.tokens and text + info.tokens + NEW_TOKENS <= vlm.manifest.decoder.context:
+    rows = len(golden.prompt_ids) - 1 + golden.total + NEW_TOKENS
+    if len(golden.kept) < len(golden.scores) and rows <= vlm.manifest.decoder.context:
         opened = partial(_unpruned, vlm, folder, threads)
         graphs.append(Graph("unpruned", _runner(vlm, "unpruned", opened), info.tokens))
     found = where("onnxruntime", "onnxruntime", threads, backend_versions(vlm))
@@ -54,12 +56,13 @@ def quick_profile(vlm: Vlm, picture: Path, question: str, folder: Path, threads:
             active.enter_context(graph.runner)
         began = time.perf_counter()
         plan = Plan(runs=1, warm_up=0, new_tokens=NEW_TOKENS, layers=False)
-        timings = in_turn(vlm, graphs, picture, question, plan, _silent)
+        timings = in_turn(vlm, graphs, golden.picture, golden.question, plan, _silent)
         first = time.perf_counter() - began
         if first < PATIENCE:
             runs = max(1, min(MOST_RUNS, int(SECONDS / first)))
-            timings = in_turn(vlm, graphs, picture, question, Plan(runs, 0, NEW_TOKENS, layers=False), _silent)
-            plan = Plan(runs, 1, NEW_TOKENS, layers=False)
+            plan = Plan(runs, 0, NEW_TOKENS, layers=False)
+            timings = in_turn(vlm, graphs, golden.picture, golden.question, plan, _silent)
+            plan = replace(plan, warm_up=1)
     arms = [arm_of(graph, timings[graph.name], None, wanted=False) for graph in graphs]
     pruned, whole = arms[0], arms[1] if len(arms) > 1 else None
     return ProfileReport(
@@ -71,7 +74,7 @@ def quick_profile(vlm: Vlm, picture: Path, question: str, folder: Path, threads:
         decoder=vlm.decoder.name,
         decoder_precision=vlm.manifest.decoder.precision,
         image=vlm.manifest.golden.image,
-        question=question,
+        question=golden.question,
         tokens=info.tokens,
         runs=plan.runs,
         warm_up=plan.warm_up,
@@ -84,12 +87,12 @@ def quick_profile(vlm: Vlm, picture: Path, question: str, folder: Path, threads:
 
 
 def _runner(vlm: Vlm, name: str, opened: Callable[[], AbstractContextManager[Call]]) -> CallRunner:
-    return CallRunner(name, {"pixels": pixels_of(vlm.manifest.vision)}, opened)
+    return CallRunner(name, inputs_of(vlm.manifest.vision), opened)
 
 
 def _pruned(vlm: Vlm, feed: Feed) -> Mapping[str, AnyArray]:
-    output = vlm.vision.encode(feed["pixels"])
-    return {"features": output.features, "kept_indices": output.kept_indices}
+    output = vlm.vision.encode(feed["pixels"], slots=slots_of(feed))
+    return {"features": output.features, "kept_indices": output.kept_indices, "scores": output.scores}
 
 
 @contextmanager

@@ -48,6 +48,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def head(share: float) -> str:
+    """A percentage as a column's heading, which a narrow table does not break."""
+    return percent(share, 0).replace(" ", "\u00a0")
+
+
 def milliseconds(seconds: float) -> str:
     """With as many digits as mean something: "0.123 ms", "12.3 ms", "1234 ms"."""
     return f"{short(1e3 * seconds)} ms"

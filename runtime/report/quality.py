@@ -9,7 +9,7 @@ from svdprune.runtime.manifest import Manifest, VisionInfo
 from svdprune.runtime.report.charts import Axis, Lines, Series, count_axis, line_chart, share_axis
 from svdprune.runtime.report.facts import Energy
 from svdprune.runtime.report.findings import Agreement, Calibrated
-from svdprune.runtime.report.parts import NONE, Section, Table, count, milliseconds, percent, short, times
+from svdprune.runtime.report.parts import NONE, Section, Table, count, head, milliseconds, percent, short, times
 from svdprune.runtime.report.pictures import Shown
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
@@ -80,7 +80,7 @@ def _energy_chart(vision: VisionInfo, curves: Sequence[Energy]) -> Lines:
 
 def _ranks(curves: Sequence[Energy]) -> Table:
     rows = [(_label(c), *(_reached(c.curve, level) for level in LEVELS)) for c in curves]
-    columns = ("features", *(percent(level, 0) for level in LEVELS))
+    columns = ("features", *(head(level) for level in LEVELS))
     return Table("Directions that hold a share of the variance", columns, rows)
 
 
@@ -98,7 +98,7 @@ def _taps(found: Calibrated) -> Table:
         (tap, "centred" if centre else "raw", *(str(ranks.get(level, NONE)) for level in levels))
         for tap, centre, ranks in found.ranks
     ]
-    columns = ("tap", "features", *(percent(float(level), 0) for level in levels))
+    columns = ("tap", "features", *(head(float(level)) for level in levels))
     return Table("The same at every tap that was calibrated", columns, rows, words=(1,))
 
 

@@ -25,6 +25,8 @@ from svdprune.runtime.errors import BundleError
 from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
 from svdprune.runtime.report import FACTS, PAGE
 from svdprune.runtime.report.facts import read_facts
+from svdprune.runtime.verify_golden import read_golden
+from tests.exporter.tiled_models import save_next
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,23 @@ def test_a_cpu_has_work_and_no_modelled_times(tiny_llava: Path, tmp_path: Path) 
     assert facts.estimate is not None and facts.estimate.pruned.first_token is None
     assert all(stage.seconds is None for stage in facts.estimate.pruned.stages)
     assert "no fixed peaks" in page_of(tmp_path / "b").section("estimate").text
+
+
+@pytest.mark.parametrize("budget", ["picture", "tile"])
+def test_a_picture_in_tiles_has_its_views(tmp_path: Path, budget: str) -> None:
+    save_next(tmp_path / "model")
+    out = tmp_path / "b"
+    export_model(ExportRequest(str(tmp_path / "model"), "4", out=out, rank=4, budget=budget))  # type: ignore[arg-type]
+    opened = open_bundle(out)
+    facts, golden = read_facts(opened), read_golden(opened)
+    page = page_of(out)
+    shown = page.section("kept").text
+    assert len(page.pictures()) == 4 and f"{len(golden.kept)} of {len(golden.scores)} vision tokens kept, in 2" in shown
+    assert facts.measured is not None and facts.measured.unpruned is not None, facts.measured_note
+    assert facts.measured.unpruned.prompt > facts.measured.pruned.prompt
+    tokens, channels = opened.manifest.vision.tokens, opened.manifest.vision.channels
+    assert 1 < len(facts.energy[0].curve) <= min(tokens, channels) and facts.energy[0].curve[-1] == 1.0
+    assert facts.estimate is not None or facts.estimate_note
 
 
 def test_without_a_report(tiny_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

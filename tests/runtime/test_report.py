@@ -248,7 +248,7 @@ def test_the_profile_of_another_bundle_is_refused(right, changes, said):
 def test_a_short_measurement(right, tmp_path):
     pytest.importorskip("onnx", reason="the unpruned graph needs onnx")
     with load(right, threads=1) as vlm:
-        found = quick_profile(vlm, right / "golden/image.png", QUESTION, tmp_path, threads=1)
+        found = quick_profile(vlm, tmp_path, threads=1)
     assert found.unpruned is not None and (found.pruned.tokens, found.unpruned.tokens) == (tiny.KEEP, tiny.TOKENS)
     assert found.unpruned.prompt - found.pruned.prompt == tiny.TOKENS - tiny.KEEP
     assert (found.runs, found.warm_up, found.where.kind, found.where.threads) == (measuring.MOST_RUNS, 1, "CPU", 1)
@@ -265,7 +265,7 @@ def test_a_slow_machine_measures_once(right, tmp_path, monkeypatch):
     pytest.importorskip("onnx", reason="the unpruned graph needs onnx")
     monkeypatch.setattr(measuring, "PATIENCE", 0.0)
     with load(right, threads=1) as vlm:
-        found = quick_profile(vlm, right / "golden/image.png", QUESTION, tmp_path)
+        found = quick_profile(vlm, tmp_path)
     assert (found.runs, found.warm_up, found.pruned.stages["vision"].count) == (1, 0, 1)
 
 
