@@ -77,8 +77,8 @@ def test_one_wrong_row_is_told_though_the_whole_is_near(right, tmp_path, monkeyp
 
     encode, calls = OnnxVision.encode, []
 
-    def second_time(self, pixels, on_device=False):
-        output = encode(self, pixels, on_device)
+    def second_time(self, pixels, on_device=False, slots=None):
+        output = encode(self, pixels, on_device, slots)
         calls.append(1)
         if len(calls) == 1:
             output.features[0, 1] *= 1e-3
