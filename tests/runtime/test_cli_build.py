@@ -108,7 +108,8 @@ def test_a_failure_of_tensorrt_is_ours(path, orin):
 
 # A machine of fakes on which TensorRT is busy for a minute; the tests' process cannot be interrupted itself.
 BUSY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 sys.path.insert(0, {tests!r})
 import fake_trt
 from svdprune.runtime.cli.app import main

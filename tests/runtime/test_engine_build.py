@@ -6,6 +6,7 @@ import _thread
 import errno
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -197,7 +198,15 @@ def test_an_engine_that_cannot_run_is_not_kept(path, monkeypatch):
     assert names(path) == []
 
 
-def test_ctrl_c_leaves_no_partial_engine(path, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_no_partial_engine(path, monkeypatch, interruptible):
     trt = machine(monkeypatch)
     steps = []
 
