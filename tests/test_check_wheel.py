@@ -12,6 +12,7 @@ def everything():
     names = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     names += [f"{package}/py.typed" for package in PACKAGES]
     names += [path.relative_to(ROOT).as_posix() for path in (ROOT / DATA).rglob("*") if path.is_file()]
+    names += [path.relative_to(ROOT).as_posix() for path in (ROOT / "runtime/report").glob("page.*")]
     return {*names, *(f"{DATA}/{name}" for name in MODEL)}
 
 

@@ -220,7 +220,7 @@ INFO = QuantisationInfo(
 def test_export_and_inspect_say_what_it_changed(monkeypatch: pytest.MonkeyPatch, exported, tmp_path: Path) -> None:
     seen = []
 
-    def export_model(asked: ExportRequest, progress: object) -> ExportSummary:
+    def export_model(asked: ExportRequest, *speakers: object) -> ExportSummary:
         seen.append(asked)
         info = dataclasses.replace(INFO, target_met=False)
         return ExportSummary(tmp_path / "b", 576, 32, {"bundle": 1}, {}, quantisation=info)
