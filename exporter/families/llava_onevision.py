@@ -3,8 +3,8 @@
 The grid is resampled after the projector, so the selection sees the same weighted sums of tokens before it, and the
 features of the kept ones are the sums of their sources' features.
 
-The last hidden state is taken before the tower's last norm, as transformers 5 takes it. The code of 4.57.1 takes it after
-the norm, and its rows differ.
+The last hidden state is taken before the tower's last norm, as transformers 5 takes it. The code of 4.57.1 takes
+it after the norm, and its rows differ.
 """
 
 from __future__ import annotations
