@@ -47,8 +47,8 @@ class DecoderLimits:
 VISION_LIMITS = {
     "fp32": VisionLimits(0.9999, 1.0, 1e-3),
     "fp16": VisionLimits(0.995, 0.9, 1e-2),
-    "int8": VisionLimits(0.95, 0.8, 2e-2),
-    "fp8": VisionLimits(0.95, 0.8, 2e-2),
+    "int8": VisionLimits(0.95, 0.7, 2e-2),
+    "fp8": VisionLimits(0.95, 0.7, 2e-2),
 }
 DECODER_LIMITS = {
     "fp32": DecoderLimits(0.9999, 1, True),
