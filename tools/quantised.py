@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from rich.progress import track
 
-from svdprune.calib.quantise import Judge, Magnitudes, collect_ranges, quantise_all
+from svdprune.calib.quantise import Judge, Magnitudes, collect_ranges
 from svdprune.calib.quantise.judge import open_quantised
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
@@ -195,8 +195,7 @@ def changed(
 ) -> str:
     """Two cells: what quantising every block changes."""
     judge.as_run = as_run
-    quantise_all(shop.plain_path, shop.whole_path, shop.sites, ranges, shop.plan.scheme, rule, narrow_weights=narrow)
-    change = judge.change(shop.whole_path)
+    change = judge.change(shop.quantise(ranges, rule, narrow))
     return f"{change.cosine:.5f} | {change.overlap:.3f} / {change.worst_overlap:.3f} |"
 
 

@@ -61,12 +61,12 @@ class Quantised:
 
 
 class Workshop:
-    """A folder with the float graph, the fully quantised one, and graphs in between."""
+    """A folder with the float graph, one that is quantised wholly for each rule, and a graph in between."""
 
     def __init__(self, folder: Path, graph: ir.Model, plan: Plan) -> None:
         """Write the float graph; `graph` is not held."""
         self.folder, self.plan = folder, plan
-        self.plain_path, self.whole_path, self.between = (folder / f"{n}.onnx" for n in ("plain", "whole", "between"))
+        self.plain_path, self.between = folder / "plain.onnx", folder / "between.onnx"
         graph.ir_version = min(graph.ir_version, 10)
         ir.save(graph, self.plain_path, external_data=f"{self.plain_path.name}.data")
         self.plain = onnx.load(str(self.plain_path), load_external_data=False)
@@ -76,25 +76,22 @@ class Workshop:
                 "the vision encoder has no layer that can be quantised: export with --precision fp16 or fp32"
             )
         self.blocks = blocks(self.sites)
-        self.whole = self.plain
 
-    def quantise(self, ranges: dict[str, Magnitudes], rule: str) -> Path:
-        """Quantise every site, by one rule for the ranges."""
-        quantise_all(
-            self.plain_path, self.whole_path, self.sites, ranges, self.plan.scheme, rule, narrow_weights=self._narrow
-        )
-        self.whole = onnx.load(str(self.whole_path), load_external_data=False)
-        return self.whole_path
+    def quantise(self, ranges: dict[str, Magnitudes], rule: str, narrow: bool) -> Path:
+        """Quantise every site, by one rule for the ranges; `narrow`: integer weights of 7 bits."""
+        whole = self._whole(rule)
+        quantise_all(self.plain_path, whole, self.sites, ranges, self.plan.scheme, rule, narrow_weights=narrow)
+        return whole
 
-    @property
-    def _narrow(self) -> bool:
-        return self.plan.for_cpu and self.plan.scheme.name == "int8"
-
-    def leave(self, float_blocks: Collection[str]) -> Path:
-        """The graph with these blocks in float; the next call overwrites it."""
-        model = restore_float(self.whole, self.plain, self.sites, float_blocks)
+    def leave(self, rule: str, float_blocks: Collection[str]) -> Path:
+        """The graph quantised by `rule` with these blocks in float; the next call overwrites it."""
+        whole = onnx.load(str(self._whole(rule)), load_external_data=False)
+        model = restore_float(whole, self.plain, self.sites, float_blocks)
         self.between.write_bytes(model.SerializeToString())
         return self.between
+
+    def _whole(self, rule: str) -> Path:
+        return self.folder / f"whole-{rule}.onnx"
 
 
 def quantise_vision(make: Callable[[], ir.Model], out: Path, plan: Plan, report: Report) -> Quantised:
@@ -129,13 +126,12 @@ def _quantise(shop: Workshop, out: Path, count: int, report: Report) -> Quantise
     )
     report(f"quantising to {plan.scheme.name}", 0.3)
     judge = Judge(shop.plain_path, plan.swept, as_run=plan.for_cpu)
-    rules = {rule: damage(judge.change(shop.quantise(ranges, rule))) for rule in plan.scheme.rules}
+    narrow = plan.for_cpu and plan.scheme.name == "int8"
+    rules = {rule: damage(judge.change(shop.quantise(ranges, rule, narrow))) for rule in plan.scheme.rules}
     rule = min(rules, key=lambda name: rules[name])
-    if rule != plan.scheme.rules[-1]:
-        shop.quantise(ranges, rule)
 
     def measure(float_blocks: Collection[str]) -> Change:
-        return judge.change(shop.leave(float_blocks))
+        return judge.change(shop.leave(rule, float_blocks))
 
     order: list[BlockChange] = []
     float_blocks: list[str] = []
@@ -147,7 +143,7 @@ def _quantise(shop: Workshop, out: Path, count: int, report: Report) -> Quantise
         choice = choose(order, measure, lambda share: report("choosing the blocks left in float", 0.8 + 0.15 * share))
         float_blocks, met = choice.float_blocks, choice.met
     report("writing the quantised vision graph", 0.95)
-    opset = _write(shop.leave(float_blocks), out)
+    opset = _write(shop.leave(rule, float_blocks), out)
     held_out = Judge(shop.plain_path, [pixels for pixels, _ in plan.held_out], as_run=plan.for_cpu)
     seen = held_out.see(out)
     return Quantised(
