@@ -91,9 +91,6 @@ class Counting:
 
     min = mean
 
-    def softmax(self, a: Shape, axis: int) -> Shape:
-        return self._kernel("softmax", [a], a)
-
     def unsqueeze(self, a: Shape, axis: int) -> Shape:
         return (*a[:axis], 1, *a[axis:])
 

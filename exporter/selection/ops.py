@@ -56,7 +56,6 @@ class Ops(Protocol[V]):
     def norm(self, a: V, *axes: int) -> V:
         """Square root of the sum of squares."""
 
-    def softmax(self, a: V, axis: int) -> V: ...
     def unsqueeze(self, a: V, axis: int) -> V: ...
     def squeeze(self, a: V, axis: int) -> V: ...
     def best(self, a: V) -> V:
@@ -143,9 +142,6 @@ class TorchOps:
 
     def norm(self, a: torch.Tensor, *axes: int) -> torch.Tensor:
         return (a * a).sum(axes, keepdim=True).sqrt()
-
-    def softmax(self, a: torch.Tensor, axis: int) -> torch.Tensor:
-        return a.softmax(axis)
 
     def unsqueeze(self, a: torch.Tensor, axis: int) -> torch.Tensor:
         return a.unsqueeze(axis)
@@ -255,9 +251,6 @@ class OnnxOps:
 
     def norm(self, a: ir.Value, *axes: int) -> ir.Value:
         return self._op("ReduceL2", a, self._axes(axes), keepdims=1)
-
-    def softmax(self, a: ir.Value, axis: int) -> ir.Value:
-        return self._op("Softmax", a, axis=axis)
 
     def unsqueeze(self, a: ir.Value, axis: int) -> ir.Value:
         return self._op("Unsqueeze", a, self._axes([axis]))
