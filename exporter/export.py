@@ -209,18 +209,11 @@ def export_model(
                 found = check_target(bundle.path / engine.file, target, plan.releases)
                 refuse_violations(found, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
-        processor = write_processor(checkpoint, bundle.path / "processor", spec.tiling)
+        processor = write_processor(checkpoint, bundle.path / "processor", spec.tiling, family.picture_text(checkpoint))
         marks = write_marks(family, checkpoint, bundle.path)
         with _timed(summary, "golden"):
             progress("answering the golden question with transformers", 0.7)
-            text = TextProcessor(
-                (bundle.path / processor.tokenizer).read_text(encoding="utf-8"),
-                (bundle.path / processor.chat_template).read_text(encoding="utf-8"),
-                processor.image_token,
-                processor.image_token_id,
-                processor.bos_token,
-                processor.eos_token,
-            )
+            text = TextProcessor.of(processor, lambda name: (bundle.path / name).read_text(encoding="utf-8"))
             reference = load_reference(checkpoint, lambda note: progress(note, 0.75))
             golden = write_golden(
                 bundle.path / "golden",

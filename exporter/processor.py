@@ -81,10 +81,15 @@ def image_token(checkpoint: Checkpoint) -> int:
     return found
 
 
-def write_processor(checkpoint: Checkpoint, folder: Path, tiling: dict[str, Any] | None = None) -> ProcessorInfo:
+def write_processor(
+    checkpoint: Checkpoint,
+    folder: Path,
+    tiling: dict[str, Any] | None = None,
+    picture: tuple[str, str] | None = None,
+) -> ProcessorInfo:
     """Write `tokenizer.json`, `chat_template.jinja` and `image.json` into `folder` (named "processor").
 
-    `tiling` is the family's, for image.json.
+    `tiling` is the family's, for image.json; `picture` its `picture_text`.
 
     Raises:
         UserError: the checkpoint has no fast tokenizer or no chat template.
@@ -110,6 +115,8 @@ def write_processor(checkpoint: Checkpoint, folder: Path, tiling: dict[str, Any]
         image_token=token,
         bos_token=_text_of(settings.get("bos_token")),
         eos_token=_text_of(settings.get("eos_token")),
+        placeholder=None if picture is None else picture[0],
+        picture=None if picture is None else picture[1],
     )
 
 

@@ -167,7 +167,11 @@ class DecoderInfo:
 
 @dataclass(frozen=True)
 class ProcessorInfo:
-    """Files of the text and picture processors, and the special tokens the runtime must know."""
+    """Files of the text and picture processors, and the special tokens the runtime must know.
+
+    Where the chat template writes something else for a picture than the prompt holds, ``placeholder`` is what it
+    writes, and ``picture`` takes its place before the text is tokenized; the image token is in ``picture`` once.
+    """
 
     tokenizer: str
     chat_template: str
@@ -176,6 +180,8 @@ class ProcessorInfo:
     image_token: str
     bos_token: str | None = None
     eos_token: str | None = None
+    placeholder: str | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from svdprune.runtime.errors import BundleError, UserError
@@ -10,6 +11,7 @@ from svdprune.runtime.template import ChatTemplate, Message
 
 if TYPE_CHECKING:
     from svdprune.runtime.bundle import Bundle
+    from svdprune.runtime.manifest import ProcessorInfo
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how byte-fallback vocabularies spell one byte
@@ -34,9 +36,12 @@ class TextProcessor:
         chat_template: jinja2 text.
         image_token: the token that stands for the picture in the rendered text, ``image_token_id`` its id.
         bos_token, eos_token: passed to the template; ``bos_token`` also decides whether the tokenizer adds its own.
+        placeholder, picture: what the template writes for a picture, and the text that takes its place, with one
+            ``image_token`` in it; None where the template writes ``image_token``.
 
     Raises:
-        BundleError: the tokenizer or the template cannot be read, or ``image_token`` has another id.
+        BundleError: the tokenizer or the template cannot be read, ``image_token`` has another id, or one of
+            ``placeholder`` and ``picture`` does not fit the other.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class TextProcessor:
         image_token_id: int,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        placeholder: str | None = None,
+        picture: str | None = None,
     ) -> None:
         from tokenizers import Tokenizer
 
@@ -62,6 +69,13 @@ class TextProcessor:
                 f"the tokenizer gives the image token {image_token} the id {found} and the manifest {image_token_id}: "
                 "export the bundle again"
             )
+        if (placeholder is None) != (picture is None) or placeholder == "":
+            raise BundleError("processor.placeholder and processor.picture go together: export the bundle again")
+        if picture is not None and picture.count(image_token) != 1:
+            raise BundleError(
+                f"processor.picture {picture!r} must hold the image token {image_token} once: export the bundle again"
+            )
+        self._placeholder, self._picture = placeholder, picture
         self.image_token, self.image_token_id = image_token, image_token_id
         self._bos_token = bos_token
         known = {"bos_token": bos_token, "eos_token": eos_token, "image_token": image_token}
@@ -76,18 +90,24 @@ class TextProcessor:
     @staticmethod
     def from_bundle(bundle: Bundle) -> TextProcessor:
         """The text processor of an opened bundle."""
-        names = bundle.manifest.processor
+        return TextProcessor.of(bundle.manifest.processor, bundle.read_text)
+
+    @staticmethod
+    def of(names: ProcessorInfo, read: Callable[[str], str]) -> TextProcessor:
+        """The text processor that a manifest's ``processor`` names; ``read`` gives the text of a file of the bundle."""
         return TextProcessor(
-            bundle.read_text(names.tokenizer),
-            bundle.read_text(names.chat_template),
+            read(names.tokenizer),
+            read(names.chat_template),
             names.image_token,
             names.image_token_id,
             names.bos_token,
             names.eos_token,
+            names.placeholder,
+            names.picture,
         )
 
     def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation as the text that is tokenized."""
+        """The conversation as the chat template writes it; what stands for a picture is not replaced yet."""
         return self._template.render(messages, add_generation_prompt)
 
     def prompt_ids(self, messages: list[Message], add_generation_prompt: bool = True) -> list[int]:
@@ -98,13 +118,16 @@ class TextProcessor:
         """
         text = self.render(messages, add_generation_prompt)
         given = self._bos_token is not None and text.startswith(self._bos_token)
+        if self._placeholder is not None and self._picture is not None:
+            text = text.replace(self._placeholder, self._picture)
         return list(self._tokenizer.encode(text, add_special_tokens=not given).ids)
 
     def check_question(self, question: object) -> str:
         """The question, when it is text that cannot pass for something else in the prompt.
 
         Raises:
-            UserError: not a string, blank, not encodable as UTF-8, or holding the image token or another special token.
+            UserError: not a string, blank, not encodable as UTF-8, or holding the image token, another special token
+                or the template's placeholder of a picture.
         """
         if not isinstance(question, str):
             raise UserError(f"the question must be text, not {type(question).__name__}")
@@ -114,8 +137,8 @@ class TextProcessor:
             question.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError("the question is not valid Unicode text: type it again") from error
-        for token in (self.image_token, *self._special):
-            if token in question:
+        for token in (self.image_token, self._placeholder, *self._special):
+            if token is not None and token in question:
                 raise UserError(f"the question holds {token}, which is a control token of the model: leave it out")
         if self.image_token_id in self._tokenizer.encode(question, add_special_tokens=False).ids:
             raise UserError("the question holds text that the tokenizer reads as the picture's place: rephrase it")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from svdprune.exporter.checkpoint import Checkpoint
-from svdprune.exporter.families import family_of
+from svdprune.exporter.families import Family, family_of
 from svdprune.exporter.golden import load_reference
 from svdprune.exporter.processor import image_values, write_processor
 from svdprune.runtime.errors import NumericalError, UserError
@@ -110,7 +110,7 @@ class Model(Eyes):
         super().__init__(checkpoint, where, device, next(reference.parameters()).dtype)
         self.language: Any = cast(Any, reference).model.language_model
         self.head: Any = reference.lm_head
-        self.text = _text(checkpoint)
+        self.text = _text(checkpoint, self.family)
         self.eos = _ends(checkpoint)
 
     @torch.no_grad()
@@ -127,18 +127,11 @@ class Model(Eyes):
         return self.text.decode([token for token in ids if token not in self.eos]).strip()
 
 
-def _text(checkpoint: Checkpoint) -> TextProcessor:
+def _text(checkpoint: Checkpoint, family: Family) -> TextProcessor:
     """The text processor that a bundle of this checkpoint would have."""
     with tempfile.TemporaryDirectory() as place:
-        info = write_processor(checkpoint, Path(place) / "processor")
-        return TextProcessor(
-            (Path(place) / info.tokenizer).read_text(encoding="utf-8"),
-            (Path(place) / info.chat_template).read_text(encoding="utf-8"),
-            info.image_token,
-            info.image_token_id,
-            info.bos_token,
-            info.eos_token,
-        )
+        info = write_processor(checkpoint, Path(place) / "processor", picture=family.picture_text(checkpoint))
+        return TextProcessor.of(info, lambda name: (Path(place) / name).read_text(encoding="utf-8"))
 
 
 def _ends(checkpoint: Checkpoint) -> frozenset[int]:

@@ -97,6 +97,11 @@ class Family(Protocol):
         """Rows (E, H) that stand between the tokens of tiles and are no tokens of the text, such as a newline's."""
         ...
 
+    def picture_text(self, checkpoint: Checkpoint) -> tuple[str, str] | None:
+        """What the chat template writes for one picture, and the text that its processor makes of it, with one image
+        token; None where they are the same."""
+        ...
+
     def reference_tokens(self, model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `encoder` returns, computed by the model as transformers builds it: the check of `encoder`."""
         ...
@@ -111,6 +116,10 @@ class Plain:
 
     def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
         """See `Family`: none."""
+        return None
+
+    def picture_text(self, checkpoint: Checkpoint) -> tuple[str, str] | None:
+        """See `Family`: the template writes the image token itself."""
         return None
 
 

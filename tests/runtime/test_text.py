@@ -83,6 +83,39 @@ def test_prompt_ids_and_bos() -> None:
     assert 1 not in processor(LLAVA).prompt_ids(TURNS[:1])
 
 
+PLACED = "{% for p in messages[0].content %}{{ '<picture>' if p.type == 'image' else p.text }}{% endfor %}"
+
+
+def test_a_placeholder_becomes_the_text_around_the_picture() -> None:
+    made = TextProcessor(
+        tiny.tokenizer().to_str(), PLACED, "<image>", 3, placeholder="<picture>", picture="\n[<image>]\n"
+    )
+    ids = made.prompt_ids([user_message("Was?", True)])
+    assert ids.count(3) == 1
+    assert tiny.tokenizer().decode(ids, skip_special_tokens=False) == "\n[<image>]\nWas?"
+    for question in ("What is a <picture>?", "What is <image> here?"):
+        with pytest.raises(UserError, match="which is a control token"):
+            made.check_question(question)
+    # A placeholder may be the image token itself, with more around it.
+    around = TextProcessor(tiny.tokenizer().to_str(), LLAVA, "<image>", 3, placeholder="<image>", picture="[<image>]")
+    assert around.prompt_ids([user_message("Was?", True)]).count(3) == 1
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "picture", "words"),
+    [
+        ("<picture>", None, "go together"),
+        (None, "<image>", "go together"),
+        ("", "<image>", "go together"),
+        ("<picture>", "[]", "must hold the image token <image> once"),
+        ("<picture>", "<image><image>", "must hold the image token <image> once"),
+    ],
+)
+def test_a_placeholder_that_does_not_fit(placeholder: str | None, picture: str | None, words: str) -> None:
+    with pytest.raises(BundleError, match=words):
+        TextProcessor(tiny.tokenizer().to_str(), PLACED, "<image>", 3, placeholder=placeholder, picture=picture)
+
+
 def test_truncation_and_padding_saved_with_the_tokenizer_are_off() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.enable_truncation(5)
