@@ -4,7 +4,9 @@ Reading is strict: a field that is missing, of the wrong type or unknown is refu
 that this version does not know. Additions to the format raise ``SCHEMA``; older bundles stay readable, as every
 addition has a default.
 
-Schema 2 added ``decoder.engine``, ``decoder.engine_refused``, ``vision.quantisation`` and ``calibration``.
+Schema 2 added ``decoder.engine``, ``decoder.engine_refused``, ``vision.quantisation`` and ``calibration``. Schema 3
+added ``decoder.position_axes``, ``decoder.deepstack``, ``decoder.mask``, ``processor.placeholder``,
+``processor.picture``, the budget ``prompt`` and ``vision.tiles.pictures``.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from svdprune.runtime.errors import BundleError
 from svdprune.runtime.fields import read_fields
 from svdprune.runtime.tiling import TilesInfo
 
-SCHEMA = 2
+SCHEMA = 3
 
 Positions = Literal["compact", "original"]
+Mask = Literal["causal", "picture", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ class DecoderInfo:
     ``growing`` where each step returns a longer cache. ``engine`` is the graph that engines are built from, where a
     release of the target's TensorRT has the operators. ``engine_refused`` says why there is none, or which releases
     cannot use it: there the vision engine is chained to ONNX Runtime's decoder.
+
+    ``position_axes`` is 3 where a position is (time, row, column), as in M-RoPE. ``deepstack`` counts the levels of
+    features that are added to the hidden states after the first layers, one a layer. ``mask`` tells which rows see
+    later ones, too: none, those of one ``picture`` each other, or all of the prompt (its ``prefix``) each other.
     """
 
     file: str
@@ -163,6 +170,9 @@ class DecoderInfo:
     kv_cache: Literal["growing", "shared"] = "growing"
     engine: DecoderEngineInfo | None = None
     engine_refused: str | None = None
+    position_axes: int = 1
+    deepstack: int = 0
+    mask: Mask = "causal"
 
 
 @dataclass(frozen=True)
@@ -281,6 +291,10 @@ def check(manifest: Manifest) -> None:
         raise BundleError(f"manifest.json: vision.keep {vision.keep} is more than vision.tokens {vision.tokens}")
     if vision.hidden != decoder.hidden:
         raise BundleError(f"manifest.json: vision.hidden {vision.hidden} is not decoder.hidden {decoder.hidden}")
+    if decoder.position_axes not in (1, 3):
+        raise BundleError(f"manifest.json: decoder.position_axes is {decoder.position_axes}, it must be 1 or 3")
+    if not 0 <= decoder.deepstack <= decoder.layers:
+        raise BundleError(f"manifest.json: decoder.deepstack is {decoder.deepstack}, the layers are {decoder.layers}")
     for where, token in (("processor.image_token_id", manifest.processor.image_token_id),
                          *(("decoder.eos", token) for token in decoder.eos)):  # fmt: skip
         if token < 0:
@@ -295,6 +309,10 @@ def _check_tiles(tiles: TilesInfo, tokens: int) -> None:
         )
     if tiles.sources < 1:
         raise BundleError(f"manifest.json: vision.tiles.sources is {tiles.sources}, it must be 1 or more")
+    if tiles.pictures < 1 or (tiles.pictures > 1 and tiles.budget != "prompt"):
+        raise BundleError(
+            f"manifest.json: vision.tiles.pictures is {tiles.pictures}, it must be 1, or more with the budget `prompt`"
+        )
     if tiles.budget == "tile" and tokens != tiles.per_tile:
         raise BundleError(f"manifest.json: vision.tokens {tokens} is not vision.tiles.per_tile {tiles.per_tile}")
 

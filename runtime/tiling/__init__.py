@@ -28,18 +28,22 @@ class TilesInfo:
         least, likely, most: tiles of a picture.
         per_tile: tokens of a tile, rows times columns of ``vision.grid``.
         budget: ``picture``: ``vision.keep`` tokens of the whole picture, by one SVD over all of them; ``tile``: that
-            many of each tile, by one SVD a tile.
+            many of each tile, by one SVD a tile; ``prompt``: of all pictures of the prompt together, by one SVD over
+            the tokens of all of them.
         sources: the most encoder tokens that one candidate is made of (4 where the picture's grid is resampled).
         marks: file of rows float32 [E, H] that stand between the tokens, such as a learned newline; null for none.
+        pictures: how many pictures one run of the graph takes at most; more than 1 with the budget ``prompt``, whose
+            other numbers are of all of them together.
     """
 
     least: int
     likely: int
     most: int
     per_tile: int
-    budget: Literal["picture", "tile"]
+    budget: Literal["picture", "tile", "prompt"]
     sources: int = 1
     marks: str | None = None
+    pictures: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Cut:
             where ``since`` is -1.
         total: rows in the unpruned prompt.
         views: for drawing.
+        extras: more inputs of the vision graph, by name.
+        positions: for decoders with positions of three axes: int64 [n, 3], the (time, row, column) of each candidate
+            counted from the position of the picture's first row; None for others.
+        advance: how far the text after the unpruned picture is from the picture's first row then; None for others.
     """
 
     pixels: np.ndarray
@@ -80,6 +88,9 @@ class Cut:
     marks: np.ndarray
     total: int
     views: list[View] = field(default_factory=list)
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
+    advance: int | None = None
 
 
 class Tiling(Protocol):

@@ -70,7 +70,7 @@ def test_a_manifest_that_is_not_text(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(schema=3), r"newer svdprune \(schema 3, this one reads 2\): upgrade svdprune"),
+        (lambda m: m.update(schema=4), r"newer svdprune \(schema 4, this one reads 3\): upgrade svdprune"),
         (lambda m: m.update(schema=0), "schema 0 was never written"),
         (lambda m: m.pop("vision"), "the field vision is missing"),
         (lambda m: m["vision"].pop("keep"), r"the field vision.keep is missing"),
