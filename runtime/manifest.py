@@ -6,7 +6,8 @@ addition has a default.
 
 Schema 2 added ``decoder.engine``, ``decoder.engine_refused``, ``vision.quantisation`` and ``calibration``. Schema 3
 added ``decoder.position_axes``, ``decoder.deepstack``, ``decoder.mask``, ``processor.placeholder``,
-``processor.picture``, the budget ``prompt`` and ``vision.tiles.pictures``.
+``processor.picture``, the budget ``prompt``, ``vision.tiles.pictures``, ``vision.tiles.extras`` and
+``vision.deepstack``.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class VisionInfo:
 
     ``grid`` is [rows, columns] of the patches, ``channels`` the encoder's width, ``tap`` the hidden state used. Where
     a picture is cut into ``tiles``, these are of a tile, B counts the picture's tiles, and ``tokens`` is the most
-    that one choice is made from; a picture that has fewer than ``keep`` keeps all.
+    that one choice is made from; a picture that has fewer than ``keep`` keeps all. ``deepstack`` counts the levels of
+    features of the kept tokens that the graph gives beside ``features``, for the decoder's first layers.
     """
 
     file: str
@@ -117,6 +119,7 @@ class VisionInfo:
     selector: SelectorInfo
     quantisation: QuantisationInfo | None = None
     tiles: TilesInfo | None = None
+    deepstack: int = 0
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,10 @@ def check(manifest: Manifest) -> None:
         raise BundleError(f"manifest.json: vision.hidden {vision.hidden} is not decoder.hidden {decoder.hidden}")
     if decoder.position_axes not in (1, 3):
         raise BundleError(f"manifest.json: decoder.position_axes is {decoder.position_axes}, it must be 1 or 3")
+    if vision.deepstack != decoder.deepstack:
+        raise BundleError(
+            f"manifest.json: vision.deepstack {vision.deepstack} is not decoder.deepstack {decoder.deepstack}"
+        )
     if not 0 <= decoder.deepstack <= decoder.layers:
         raise BundleError(f"manifest.json: decoder.deepstack is {decoder.deepstack}, the layers are {decoder.layers}")
     for where, token in (("processor.image_token_id", manifest.processor.image_token_id),

@@ -34,6 +34,7 @@ class TilesInfo:
         marks: file of rows float32 [E, H] that stand between the tokens, such as a learned newline; null for none.
         pictures: how many pictures one run of the graph takes at most; more than 1 with the budget ``prompt``, whose
             other numbers are of all of them together.
+        extras: more inputs of the vision graph by name, float32 [N, *rest] for N tiles, with their ``rest``.
     """
 
     least: int
@@ -44,6 +45,7 @@ class TilesInfo:
     sources: int = 1
     marks: str | None = None
     pictures: int = 1
+    extras: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Cut:
             where ``since`` is -1.
         total: rows in the unpruned prompt.
         views: for drawing.
-        extras: more inputs of the vision graph, by name.
+        extras: more inputs of the vision graph, by name: float32 [N, ...].
         positions: for decoders with positions of three axes: int64 [n, 3], the (time, row, column) of each candidate
             counted from the position of the picture's first row; None for others.
         advance: how far the text after the unpruned picture is from the picture's first row then; None for others.
