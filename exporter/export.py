@@ -209,7 +209,13 @@ def export_model(
                 found = check_target(bundle.path / engine.file, target, plan.releases)
                 refuse_violations(found, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
-        processor = write_processor(checkpoint, bundle.path / "processor", spec.tiling, family.picture_text(checkpoint))
+        processor = write_processor(
+            checkpoint,
+            bundle.path / "processor",
+            spec.tiling,
+            family.picture_text(checkpoint),
+            family.chat_template(checkpoint),
+        )
         marks = write_marks(family, checkpoint, bundle.path)
         with _timed(summary, "golden"):
             progress("answering the golden question with transformers", 0.7)

@@ -37,7 +37,7 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "rescale": values.get("rescale_factor", _RESCALE) if values.get("do_rescale", True) else 1.0,
         "mean": values["image_mean"] if values.get("do_normalize", True) else [0.0, 0.0, 0.0],
         "std": values["image_std"] if values.get("do_normalize", True) else [1.0, 1.0, 1.0],
-        "convert_rgb": values.get("do_convert_rgb", True),
+        "convert_rgb": values.get("do_convert_rgb") is not False,  # null in some: their processors do it by default
     }
 
 
@@ -86,18 +86,22 @@ def write_processor(
     folder: Path,
     tiling: dict[str, Any] | None = None,
     picture: tuple[str, str] | None = None,
+    template: str | None = None,
 ) -> ProcessorInfo:
     """Write `tokenizer.json`, `chat_template.jinja` and `image.json` into `folder` (named "processor").
 
-    `tiling` is the family's, for image.json; `picture` its `picture_text`.
+    `tiling` is the family's, for image.json; `picture` its `picture_text`; `template` its `chat_template`, beside which
+    the tokenizer adds nothing.
 
     Raises:
         UserError: the checkpoint has no fast tokenizer or no chat template.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
+    if template is not None:
+        tokenizer.post_processor = None
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(_chat_template(checkpoint), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template or _chat_template(checkpoint), encoding="utf-8")
     image = {**image_values(checkpoint), **({"tiling": tiling} if tiling is not None else {})}
     (folder / "image.json").write_text(json.dumps(image, indent=2) + "\n", encoding="utf-8")
     token_id = image_token(checkpoint)
@@ -120,7 +124,12 @@ def write_processor(
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's fast tokenizer.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     file = checkpoint.folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(

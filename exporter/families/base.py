@@ -11,6 +11,7 @@ import torch
 
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.manifest import Mask
 from svdprune.runtime.tiling import TilesInfo, tiling_of
 
 Budget = Literal["picture", "tile"]
@@ -26,6 +27,7 @@ class VisionSpec:
     mean, std: per channel, of pictures scaled to [0, 1].
     tiling: how a picture is cut into tiles of this size (`tiling` of image.json, see `svdprune.runtime.tiling`), None
     where it is one. budget: K of the whole picture or of each tile. cls: whether the encoder has a [CLS] token.
+    mask: which rows of a prompt see later ones (`decoder.mask` of the manifest).
     """
 
     height: int
@@ -40,6 +42,7 @@ class VisionSpec:
     tiling: dict[str, Any] | None = None
     budget: Budget = "picture"
     cls: bool = True
+    mask: Mask = "causal"
 
     @property
     def tokens(self) -> int:
@@ -102,6 +105,11 @@ class Family(Protocol):
         token; None where they are the same."""
         ...
 
+    def chat_template(self, checkpoint: Checkpoint) -> str | None:
+        """jinja2 text that says every token of a prompt, for a family whose processor has a form of its own; None where
+        the checkpoint's template is the form."""
+        ...
+
     def reference_tokens(self, model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `encoder` returns, computed by the model as transformers builds it: the check of `encoder`."""
         ...
@@ -120,6 +128,10 @@ class Plain:
 
     def picture_text(self, checkpoint: Checkpoint) -> tuple[str, str] | None:
         """See `Family`: the template writes the image token itself."""
+        return None
+
+    def chat_template(self, checkpoint: Checkpoint) -> str | None:
+        """See `Family`: the checkpoint's own."""
         return None
 
 
