@@ -188,6 +188,8 @@ def vision_command(vision: VisionInfo) -> list[str]:
     if tiles is not None:
         counts = (tiles.least, tiles.likely, tiles.most)
     shapes: dict[str, list[tuple[int, ...]]] = {"pixels": [(count, *rest) for count in counts]}
+    for name, size in tiles.extras.items() if tiles is not None else ():
+        shapes[name] = [(count, *size) for count in counts]
     if tiles is not None and tiles.budget == "tile":  # otherwise these are of one fixed shape
         slots = [(count, vision.tokens, tiles.sources) for count in counts]
         shapes |= {"sources": list(slots), "weights": list(slots)}

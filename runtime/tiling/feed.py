@@ -29,7 +29,7 @@ class Prepared:
 
 
 def prepare(image: ImageSource, settings: ImageSettings, manifest: Manifest) -> Prepared:
-    """``pixels``, and for tiles ``sources`` and ``weights``, as the graph takes them.
+    """``pixels``, and for tiles ``sources``, ``weights`` and what else the graph takes.
 
     Raises:
         UserError: the picture cannot be used.
@@ -41,7 +41,7 @@ def prepare(image: ImageSource, settings: ImageSettings, manifest: Manifest) -> 
     cut = tiling_of(settings.tiling, manifest.processor.image).cut(picture, settings.resample)
     slots = lay_out(cut, info.tiles, info.tokens)
     pixels = cut.pixels if info.input == "uint8" else normalise(cut.pixels, settings)
-    return Prepared({"pixels": pixels, "sources": slots.sources, "weights": slots.weights}, cut, slots)
+    return Prepared({"pixels": pixels, "sources": slots.sources, "weights": slots.weights, **cut.extras}, cut, slots)
 
 
 def rows_of(
@@ -70,4 +70,5 @@ def slots_of(feed: Mapping[str, np.ndarray]) -> Slots | None:
     if "sources" not in feed:
         return None
     sources = feed["sources"]
-    return Slots(sources, feed["weights"], np.zeros(sources.shape[:2], np.int64))
+    extras = {name: value for name, value in feed.items() if name not in ("pixels", "sources", "weights")}
+    return Slots(sources, feed["weights"], np.zeros(sources.shape[:2], np.int64), extras)

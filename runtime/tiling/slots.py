@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,11 +19,13 @@ class Slots:
     Attributes:
         sources: int64 [G, S, R]. weights: float32 [G, S, R], all 0 in a slot that is empty.
         candidates: int64 [G, S], -1 in an empty slot.
+        extras: more inputs of the graph, by name: float32 [N, ...] for N tiles.
     """
 
     sources: np.ndarray
     weights: np.ndarray
     candidates: np.ndarray
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def lay_out(cut: Cut, tiles: TilesInfo, size: int) -> Slots:
@@ -44,7 +46,7 @@ def lay_out(cut: Cut, tiles: TilesInfo, size: int) -> Slots:
     if max(map(len, groups)) > size or cut.sources.shape[1] > tiles.sources:
         raise BundleError(f"the picture has more tokens than the {size} that the vision graph takes: export it again")
     shape = (len(groups), size, tiles.sources)
-    slots = Slots(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.full(shape[:2], ABSENT, np.int64))
+    slots = Slots(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.full(shape[:2], ABSENT, np.int64), cut.extras)
     wide = cut.sources.shape[1]
     for number, group in enumerate(groups):
         slots.sources[number, : len(group), :wide] = cut.sources[group]

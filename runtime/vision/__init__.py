@@ -27,11 +27,14 @@ class VisionOutput:
         features: float32 [B, K, H], ready for the decoder; read, they are on the host.
         kept_indices: int64 [B, K], ascending, of the T patches in row-major order.
         scores: float32 [B, T], higher is kept first.
+        deepstack: float32 [B, L, K, H], L levels of the kept tokens' features for the decoder's first layers; None
+            where the model has none.
     """
 
     features: np.ndarray
     kept_indices: np.ndarray
     scores: np.ndarray
+    deepstack: np.ndarray | None = None
 
     @property
     def features_in_place(self) -> AnyArray:
@@ -102,22 +105,35 @@ def open_vision(
 
 def input_types(info: VisionInfo) -> dict[str, str]:
     """Names and number formats of the graph's inputs."""
-    return {"pixels": info.input, **({} if info.tiles is None else {"sources": "int64", "weights": "float32"})}
+    if info.tiles is None:
+        return {"pixels": info.input}
+    more = dict.fromkeys(info.tiles.extras, "float32")
+    return {"pixels": info.input, **more, "sources": "int64", "weights": "float32"}
+
+
+def output_types(info: VisionInfo) -> dict[str, str]:
+    """Names and number formats of the graph's outputs."""
+    made = {"features": "float32", "kept_indices": "int64", "scores": "float32"}
+    return {**made, "deepstack": "float32"} if info.deepstack else made
 
 
 def feed_of(pixels: np.ndarray, slots: Slots | None, info: VisionInfo) -> dict[str, np.ndarray]:
     """The graph's inputs, after ``check_pixels``.
 
     Raises:
-        UserError: slots for a graph of whole pictures, or none for one of tiles.
+        UserError: slots for a graph of whole pictures, none for one of tiles, or slots of another model.
     """
     check_pixels(pixels, info)
     if (slots is None) != (info.tiles is None):
         kind = "whole pictures, give no slots" if info.tiles is None else "tiles, give the slots that go with them"
         raise UserError(f"the vision graph takes {kind}")
-    return (
-        {"pixels": pixels} if slots is None else {"pixels": pixels, "sources": slots.sources, "weights": slots.weights}
-    )
+    if slots is None or info.tiles is None:
+        return {"pixels": pixels}
+    found = {name: list(value.shape) for name, value in slots.extras.items()}
+    wanted = {name: [len(pixels), *rest] for name, rest in info.tiles.extras.items()}
+    if found != wanted:
+        raise UserError(f"the vision graph takes beside pixels {wanted or 'nothing'}, the slots have {found}")
+    return {"pixels": pixels, **slots.extras, "sources": slots.sources, "weights": slots.weights}
 
 
 def choices(pixels: np.ndarray, slots: Slots | None) -> int:
@@ -151,7 +167,10 @@ def check_output(output: VisionOutput, batch: int, info: VisionInfo, where: obje
         NumericalError, BundleError: see ``VisionBackend.encode``.
     """
     features, kept, scores = output.features_in_place, output.kept_indices, output.scores
+    levels = [] if output.deepstack is None else [output.deepstack]
+    deep = (batch, info.deepstack, info.keep, info.hidden)
     for name, array, dtype, shape in (
+        *(("deepstack", level, np.float32, deep) for level in levels),
         ("features", features, np.float32, (batch, info.keep, info.hidden)),
         ("kept_indices", kept, np.int64, (batch, info.keep)),
         ("scores", scores, np.float32, (batch, info.tokens)),
@@ -164,6 +183,8 @@ def check_output(output: VisionOutput, batch: int, info: VisionInfo, where: obje
     check_finite("scores", scores)
     if isinstance(features, np.ndarray):
         check_finite("features", features)
+    if output.deepstack is not None:
+        check_finite("deepstack", output.deepstack)
     if kept.min() < 0 or kept.max() >= info.tokens or (np.diff(kept, axis=1) <= 0).any():
         raise BundleError(f"{where} gave kept_indices out of order or range: export the bundle again")
     return output

@@ -12,9 +12,7 @@ from svdprune.runtime.errors import BundleError
 from svdprune.runtime.manifest import VisionInfo
 from svdprune.runtime.ort import CPU, CUDA, check_names, open_session, ort_errors
 from svdprune.runtime.tiling.slots import Slots
-from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types
-
-_OUTPUTS = ["features", "kept_indices", "scores"]
+from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types, output_types
 
 
 def open_cpu(bundle: Bundle, threads: int | None = None, device: object = None, verify: bool = True) -> OnnxVision:
@@ -42,7 +40,7 @@ class OnnxVision:
         self.name = name
         self.session, self._path, self._info = session, path, info
         check_names(path, "input", list(input_types(info)), [item.name for item in session.get_inputs()])
-        check_names(path, "output", _OUTPUTS, [item.name for item in session.get_outputs()])
+        check_names(path, "output", list(output_types(info)), [item.name for item in session.get_outputs()])
         wanted = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[info.input]
         found = session.get_inputs()[0].type
         if found != wanted:
@@ -54,10 +52,10 @@ class OnnxVision:
             raise ValueError(f"the vision backend {self.name} leaves no array on a GPU")
         feed = feed_of(pixels, slots, self._info)
         try:
-            features, kept, scores = self.session.run(_OUTPUTS, feed)
+            outputs = self.session.run(list(output_types(self._info)), feed)
         except ort_errors() as error:
             raise BundleError(f"{self._path} failed to run ({error}): export the bundle again") from error
-        return check_output(VisionOutput(features, kept, scores), choices(pixels, slots), self._info, self._path)
+        return check_output(VisionOutput(*outputs), choices(pixels, slots), self._info, self._path)
 
     def close(self) -> None:
         """See ``VisionBackend.close``."""

@@ -15,9 +15,7 @@ from svdprune.runtime.engines.session import EngineSession
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import VisionInfo
 from svdprune.runtime.tiling.slots import Slots
-from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types
-
-_OUTPUTS = ["features", "kept_indices", "scores"]
+from svdprune.runtime.vision import VisionOutput, check_output, choices, feed_of, input_types, output_types
 
 
 def open_tensorrt(
@@ -77,9 +75,8 @@ class EngineVision:
         self.name, self.device = trt.name, device
         self._info, self._owns_device = info, owns_device
         self.session = EngineSession(trt, data, device, where, host_code=host_code)
-        wanted = {**input_types(info), "features": "float32", "kept_indices": "int64", "scores": "float32"}
         try:
-            check_tensors(self.session, wanted)
+            check_tensors(self.session, {**input_types(info), **output_types(info)})
         except BaseException:
             self.session.close()
             raise
@@ -103,8 +100,7 @@ class EngineVision:
             )
         left = ("features",) if on_device else ()
         outputs = self.session.run(feed, on_device=left, repeats=True)
-        features, kept, scores = (outputs[name] for name in _OUTPUTS)
-        made = VisionOutput(passed(features), passed(kept), passed(scores))
+        made = VisionOutput(*(passed(outputs[name]) for name in output_types(self._info)))
         return check_output(made, choices(pixels, slots), self._info, self.session.where)
 
     def close(self) -> None:
