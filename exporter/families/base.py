@@ -62,7 +62,7 @@ class VisionSpec:
             return keep
         tiling = tiling_of(self.tiling)
         kept = min(keep * (tiling.limits[2] if self.budget == "tile" else 1), tiling.most_tokens)
-        return kept + min(kept, tiling.most_marks)
+        return kept + tiling.marks_with(kept)
 
     def tiles(self, marks: str | None = None) -> TilesInfo | None:
         """The manifest's `vision.tiles`; `marks` is the bundle's file of rows between the tokens."""
@@ -135,7 +135,7 @@ class Plain:
         return None
 
 
-_MODULES = ("llava", "llava_next", "llava_onevision")  # one file each, in this folder
+_MODULES = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")  # one file each, in this folder
 
 
 def _families() -> Mapping[str, Family]:

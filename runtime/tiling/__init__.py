@@ -72,8 +72,9 @@ class Cut:
         tile: int64 [n], the tile that each candidate belongs to, when the budget is a tile's.
         places: int64 [n], ascending, its row among the ``total`` rows that the unpruned picture has in the prompt.
         marks: int64 [M, 3], what stands at the other rows: (row, code, since). ``code`` is a token's id, or -1 - e for
-            row e of the bundle's marks. A mark is kept when a candidate with a place in [since, row) is, and always
-            where ``since`` is -1.
+            row e of the bundle's marks. A mark is kept when a candidate with a place between ``row`` and ``since`` is,
+            ``since`` itself included, and always where that is -1. What ends a line names its first row, what begins a
+            tile names its last.
         total: rows in the unpruned prompt.
         views: for drawing.
         extras: more inputs of the vision graph, by name: float32 [N, ...].
@@ -113,9 +114,8 @@ class Tiling(Protocol):
         """The most candidates that a picture can have."""
         ...
 
-    @property
-    def most_marks(self) -> int:
-        """The most marks that a picture can have."""
+    def marks_with(self, kept: int) -> int:
+        """The most marks that stay where ``kept`` candidates do."""
         ...
 
     @property

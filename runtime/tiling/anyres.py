@@ -76,10 +76,9 @@ class AnyRes:
             grid = min(grid, int(SLACK**2 * self.pool_above * self.side**2))
         return self.side**2 + grid
 
-    @property
-    def most_marks(self) -> int:
-        """See ``Tiling``: the lines of the highest grid."""
-        return max(pair[0] for pair in self.pinpoints) // self.tile * self.side
+    def marks_with(self, kept: int) -> int:
+        """See ``Tiling``: one a line, of those of the highest grid."""
+        return min(kept, max(pair[0] for pair in self.pinpoints) // self.tile * self.side)
 
     @property
     def most_sources(self) -> int:

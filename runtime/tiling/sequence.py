@@ -43,6 +43,6 @@ def sequence(
 
 def kept_marks(marks: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Those of the marks [M, 3] that stay when only the tokens at ``places`` (ascending) do."""
-    since, row = marks[:, 2], marks[:, 0]
-    held = np.searchsorted(places, row) > np.searchsorted(places, since)
+    row, since = marks[:, 0], marks[:, 2]
+    held = np.searchsorted(places, np.maximum(row, since), "right") > np.searchsorted(places, np.minimum(row, since))
     return marks[(since < 0) | held]

@@ -60,6 +60,12 @@ def test_marks_stay_with_their_line_or_always() -> None:
     np.testing.assert_array_equal(kept_marks(marks, np.array([4])), marks[:1])
 
 
+def test_a_mark_before_a_tile_stays_with_the_tile() -> None:
+    marks = np.array([[0, 7, 3], [4, 8, 7], [8, 9, -1]])  # two tiles of three tokens, a mark before each and one after
+    for places, stay in (([1], [0, 2]), ([7], [1, 2]), ([3, 5], [0, 1, 2]), ([2, 3], [0, 2])):
+        np.testing.assert_array_equal(kept_marks(marks, np.array(places)), marks[stay])
+
+
 def test_marks_are_tokens_or_rows_of_the_bundle() -> None:
     made = dataclasses.replace(cut(8, 4), marks=np.array([[8, 5, -1], [13, -1, 9]]))
     rows, places = sequence(
