@@ -19,6 +19,9 @@ ALIASES = {
     "llava-13b": "llava-hf/llava-1.5-13b-hf",
     "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
     "llava-onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "paligemma": "google/paligemma-3b-mix-224",
+    "paligemma2": "google/paligemma2-3b-mix-224",
+    "gemma3": "google/gemma-3-4b-it",
 }
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 # What an export reads, the licence too: no other framework's weights, no pictures.

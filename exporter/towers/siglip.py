@@ -1,4 +1,4 @@
-"""SigLIP's vision transformer: no [CLS] token; the hidden state at the tap is taken before the last norm."""
+"""SigLIP's vision transformer: no [CLS] token; its last norm is there for who takes what follows it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,19 @@ class Embeddings(nn.Module):
 
 
 class SiglipTower(nn.Module):
-    """SigLIP up to and with layer `depth`; parameter names are transformers'."""
+    """SigLIP up to and with layer `depth`, or with `last_norm` to its end; parameter names are transformers'."""
 
-    def __init__(self, c: Mapping[str, Any], depth: int):
+    def __init__(self, c: Mapping[str, Any], depth: int, last_norm: bool = False):
         super().__init__()
         self.embeddings = Embeddings(c)
         self.encoder = Encoder(c, depth)
+        if last_norm:
+            self.post_layernorm = nn.LayerNorm(c["hidden_size"], c["layer_norm_eps"])
+        self.last_norm = last_norm
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(B, 3, height, width) -> tokens (B, T, D), and no [CLS] attention."""
         x = self.embeddings(pixels)
         for layer in self.encoder.layers:
             x = layer(x)
-        return x, None
+        return (self.post_layernorm(x) if self.last_norm else x), None
