@@ -132,7 +132,13 @@ class Tiling(Protocol):
         ...
 
 
-TILINGS = Registry("tiling", {"anyres": "svdprune.runtime.tiling.anyres:read"})
+TILINGS = Registry(
+    "tiling",
+    {
+        "anyres": "svdprune.runtime.tiling.anyres:read",
+        "patches": "svdprune.runtime.tiling.patches:read",
+    },
+)
 
 
 def tiling_of(settings: dict[str, Any], file: str = "image.json") -> Tiling:
