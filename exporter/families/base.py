@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +28,8 @@ class VisionSpec:
     tiling: how a picture is cut into tiles of this size (`tiling` of image.json, see `svdprune.runtime.tiling`), None
     where it is one. budget: K of the whole picture or of each tile. cls: whether the encoder has a [CLS] token.
     mask: which rows of a prompt see later ones (`decoder.mask` of the manifest).
+    extras: what the encoder takes beside the tiles' pixels, by name: float32 (N, *rest), with the `rest`; the tiling
+    makes them. deepstack: L, how many levels of features go to the decoder's first layers.
     """
 
     height: int
@@ -43,6 +45,8 @@ class VisionSpec:
     budget: Budget = "picture"
     cls: bool = True
     mask: Mask = "causal"
+    extras: dict[str, list[int]] = field(default_factory=dict)
+    deepstack: int = 0
 
     @property
     def tokens(self) -> int:
@@ -71,7 +75,7 @@ class VisionSpec:
         tiling = tiling_of(self.tiling)
         least, likely, most = tiling.limits
         per_tile = self.grid[0] * self.grid[1]
-        return TilesInfo(least, likely, most, per_tile, self.budget, tiling.most_sources, marks)
+        return TilesInfo(least, likely, most, per_tile, self.budget, tiling.most_sources, marks, extras=self.extras)
 
 
 class Family(Protocol):
@@ -89,11 +93,17 @@ class Family(Protocol):
 
         Everything up to the selection: the tower to its tap, and what joins tokens before they are chosen (a pixel
         shuffle). B counts tiles where there are any. Reads the weights of that part and no others; keeps their dtype.
+        It takes the spec's `extras` as well, in their order. With DeepStack it gives a third value, the levels
+        (B, T, L * D), side by side.
         """
         ...
 
     def projector(self, checkpoint: Checkpoint) -> torch.nn.Module:
         """What follows the selection, row by row, for any number of rows: (B, K, D) -> (B, K, H)."""
+        ...
+
+    def deepstack(self, checkpoint: Checkpoint) -> torch.nn.Module | None:
+        """What follows the selection for the levels: (B, K, L * D) -> (B, L, K, H); None where there are none."""
         ...
 
     def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
@@ -110,12 +120,22 @@ class Family(Protocol):
         the checkpoint's template is the form."""
         ...
 
-    def reference_tokens(self, model: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `encoder` returns, computed by the model as transformers builds it: the check of `encoder`."""
+    def reference_tokens(
+        self, model: torch.nn.Module, pixels: torch.Tensor, *extras: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `encoder` returns first, computed by the model as transformers builds it: the check of `encoder`."""
         ...
 
     def reference_project(self, model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
         """What `projector` returns, computed by the model as transformers builds it."""
+        ...
+
+    def reference_levels(self, model: torch.nn.Module, pixels: torch.Tensor, *extras: torch.Tensor) -> torch.Tensor:
+        """The levels that `encoder` returns, computed by the model as transformers builds it."""
+        ...
+
+    def reference_deepstack(self, model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """What `deepstack` returns, computed by the model as transformers builds it."""
         ...
 
 
@@ -123,6 +143,10 @@ class Plain:
     """What most families share."""
 
     def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
+        """See `Family`: none."""
+        return None
+
+    def deepstack(self, checkpoint: Checkpoint) -> torch.nn.Module | None:
         """See `Family`: none."""
         return None
 
