@@ -13,7 +13,10 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BUILD ?= build
 KEEP ?= 32
+# Processes that share the tests, a file each; `make test WORKERS=0` runs them in one.
+WORKERS ?= auto
 
+PYTEST = -m pytest -q -n $(WORKERS) --maxprocesses=4 --dist=loadfile
 PIP = -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_FLAGS)
 BIN = $(VENV)/bin
 BUNDLE = $(BUILD)/mini-llava-k$(KEEP)
@@ -41,7 +44,7 @@ $(VENV)/.dev: $(VENV)/.export
 # What a Jetson has: Python 3.10, no torch.
 $(VENV)-310/.runtime: pyproject.toml constraints.txt
 	test -x $(VENV)-310/bin/python || $(PYTHON310) -m venv $(VENV)-310
-	$(VENV)-310/bin/python $(PIP) pytest onnx
+	$(VENV)-310/bin/python $(PIP) pytest pytest-xdist onnx
 	$(VENV)-310/bin/python $(PIP) -e .
 	touch $@
 
@@ -74,14 +77,14 @@ ifeq ($(PYTHON310),)
 	@echo "no Python 3.10 here: the runtime's tests run under $(PYTHON) only"
 else
 	$(MAKE) --no-print-directory $(VENV)-310/.runtime
-	$(VENV)-310/bin/python -m pytest -q tests/runtime
+	$(VENV)-310/bin/python $(PYTEST) tests/runtime
 endif
 
 pytest: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 clean:
 	rm -rf $(BUILD) $(VENV) $(VENV)-310 .mypy_cache .pytest_cache .ruff_cache *.egg-info
