@@ -97,10 +97,9 @@ def kept_views(views: Sequence[View], scores: np.ndarray, kept_indices: np.ndarr
     """
     sheets = []
     for number, view in enumerate(views):
-        count = view.grid[0] * view.grid[1]
-        inside = kept_indices[(kept_indices >= view.first) & (kept_indices < view.first + count)] - view.first
+        own, inside = view.part(scores, kept_indices)
         words = caption if number == len(views) - 1 else ""
-        sheets.append(kept_picture(view.pixels, scores[view.first : view.first + count], inside, view.grid, words))
+        sheets.append(kept_picture(view.pixels, own, inside, view.grid, words))
     whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
     top = 0
     for sheet in sheets:

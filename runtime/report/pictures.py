@@ -186,13 +186,12 @@ def picture_files(places: Sequence[Path], limit: int) -> list[Path]:
 
 
 def _panels(views: Sequence[View], scores: np.ndarray, kept: np.ndarray) -> list[Panel]:
-    """A panel of each view; its candidates follow one another among all scores."""
+    """A panel of each view."""
     panels = []
     for view in views:
-        count = view.grid[0] * view.grid[1]
-        own = kept[(kept >= view.first) & (kept < view.first + count)] - view.first
-        drawn = kept_panels(view.pixels, scores[view.first : view.first + count], own, view.grid)
-        panels.append(Panel(pack(drawn.photo), pack(drawn.scores), drawn.kept, count, drawn.low, drawn.high))
+        own, inside = view.part(scores, kept)
+        drawn = kept_panels(view.pixels, own, inside, view.grid)
+        panels.append(Panel(pack(drawn.photo), pack(drawn.scores), drawn.kept, len(own), drawn.low, drawn.high))
     return panels
 
 

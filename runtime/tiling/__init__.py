@@ -53,12 +53,21 @@ class View:
     """A part of the picture whose candidates lie on a grid, for drawing.
 
     Attributes:
-        pixels: uint8 [h, w, 3]. grid: rows and columns. first: index of its first candidate; they follow row by row.
+        pixels: uint8 [h, w, 3]. grid: rows and columns. first: index of its first candidate.
+        tiles: rows and columns of tiles in it; the candidates follow tile by tile, and row by row in each.
     """
 
     pixels: np.ndarray
     grid: tuple[int, int]
     first: int
+    tiles: tuple[int, int] = (1, 1)
+
+    def part(self, scores: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of all candidates' scores [n] and the kept ones, int64 [k]: this grid's, row by row."""
+        (rows, columns), (down, across) = self.grid, self.tiles
+        index = self.first + np.arange(rows * columns).reshape(down, across, rows // down, columns // across)
+        own = index.swapaxes(1, 2).ravel()
+        return scores[own], np.flatnonzero(np.isin(own, kept))
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,8 @@ TILINGS = Registry(
     "tiling",
     {
         "anyres": "svdprune.runtime.tiling.anyres:read",
+        "idefics3": "svdprune.runtime.tiling.idefics3:read",
+        "internvl": "svdprune.runtime.tiling.internvl:read",
         "patches": "svdprune.runtime.tiling.patches:read",
     },
 )

@@ -1,0 +1,43 @@
+"""What tilings share whose candidates are all tokens of all tiles, tile after tile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svdprune.runtime.tiling import Cut, View
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def resized(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
+    """The picture at another size, always resampled: Pillow copies where nothing changes, as it does for transformers."""
+    from PIL import Image as Pillow
+
+    return image.resize((width, height), Pillow.Resampling(resample))
+
+
+def tiles_of(image: Image.Image, tile: int) -> np.ndarray:
+    """The tiles uint8 [N, tile, tile, 3] of a picture that holds whole ones, row by row."""
+    pixels: Any = np.asarray(image)
+    rows, columns = pixels.shape[0] // tile, pixels.shape[1] // tile
+    parts = pixels.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(parts.reshape(-1, tile, tile, 3))
+
+
+def cut_of(pixels: np.ndarray, side: int, starts: np.ndarray, marks: np.ndarray, total: int, views: list[View]) -> Cut:
+    """The cut of N tiles of side * side tokens each, of which the first of each has the place in ``starts`` [N]."""
+    count, per_tile = len(pixels), side**2
+    tokens = np.arange(count * per_tile, dtype=np.int64)
+    return Cut(
+        pixels,
+        tokens[:, None],
+        np.ones((len(tokens), 1), np.float32),
+        tokens // per_tile,
+        (starts[:, None] + np.arange(per_tile)).ravel(),
+        marks,
+        total,
+        views,
+    )
