@@ -26,12 +26,17 @@ PROJECTED = "projected"  # the tap after the projector
 
 @dataclass(frozen=True)
 class Features:
-    """What the selector of the exported graph scores: T = `tokens` on a `grid` of rows and columns, D = `channels`."""
+    """What the selector of the exported graph scores: T = `tokens` on a `grid` of rows and columns, D = `channels`.
+
+    For a family that cuts pictures into tiles: T is the most that there can be, of a picture or of a tile as `budget`
+    says, and the grid a tile's.
+    """
 
     tokens: int
     channels: int
     grid: list[int]
     tap: int
+    budget: str = "picture"
 
 
 @dataclass(frozen=True)

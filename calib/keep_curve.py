@@ -65,6 +65,11 @@ class KeepCurve:
         points: what was measured, ascending.
         irregular: K that agree though a larger one does not, so they were not taken.
         prompt_tokens: text tokens of a prompt, mean; what `saving` counts with.
+        rows: that a picture has in the prompt at K and unpruned, mean: tokens, and what stands between them.
+        precision: of the exported vision graph. graph: answers from its features, by the reference language model, at
+            each K that one was written for; the last is the bundle's.
+        decoder: precision of the bundle's decoder. bundle: answers by the bundle's own two graphs as ONNX Runtime runs
+            them here, None where `unmeasured` says why not.
     """
 
     wished: float
@@ -78,6 +83,12 @@ class KeepCurve:
     prompt_tokens: int
     source: KeepSource
     saving: Saving | None = None
+    rows: list[int] = field(default_factory=list)
+    precision: str | None = None
+    graph: list[KeepPoint] = field(default_factory=list)
+    decoder: str | None = None
+    bundle: KeepPoint | None = None
+    unmeasured: str | None = None
     written_by: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

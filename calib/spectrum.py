@@ -34,7 +34,7 @@ def energy_curve(features: np.ndarray, centre: bool = False) -> np.ndarray:
 
 
 class Spectrum:
-    """The energy curves of some pictures, all of the same T x D."""
+    """The energy curves of some pictures; T may differ."""
 
     def __init__(self, centre: bool = False) -> None:
         self.centre = centre
@@ -51,14 +51,17 @@ class Spectrum:
 
     @property
     def curve(self) -> np.ndarray:
-        """The mean curve, float64 (min(T, D),).
+        """The mean curve, float64 (min(T, D),), of the largest T.
 
         Raises:
             UserError: no pictures.
         """
         if not self._curves:
             raise UserError("an energy curve needs the features of at least one picture: none were given")
-        return np.asarray(np.mean(self._curves, axis=0))
+        longest = max(map(len, self._curves))
+        return np.asarray(
+            np.mean([np.pad(curve, (0, longest - len(curve)), constant_values=1.0) for curve in self._curves], axis=0)
+        )
 
     def rank(self, variance: float) -> int:
         """The fewest directions that hold `variance`, a share in (0, 1], on average over the pictures."""

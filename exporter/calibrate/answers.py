@@ -12,10 +12,12 @@ from svdprune.calib.calibration import Candidate
 from svdprune.calib.evaluate.outcome import Outcome, Setting, mean_outcome
 from svdprune.calib.evaluate.report import Row, summarise
 from svdprune.calib.statistics import FEWEST, bootstrap_mean
-from svdprune.exporter.calibrate.look import Looked, features_of
-from svdprune.exporter.evaluate.judge import Judge, View
+from svdprune.exporter.calibrate.look import Looked
+from svdprune.exporter.evaluate.judge import Judge
 from svdprune.exporter.evaluate.model import Model
-from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices, reference_scores
+from svdprune.exporter.evaluate.seen import Seen
+from svdprune.exporter.feed import selector_for
+from svdprune.exporter.selection import SelectorConfig, reference_scores
 from svdprune.runtime.errors import NumericalError
 from svdprune.runtime.manifest import Positions
 
@@ -60,21 +62,17 @@ def compare(
     judge = Judge(model, limit)
     chance = _chance(model, keep)
     found: dict[Setting, list[list[Outcome]]] = {}
-    everything = np.arange(model.spec.tokens, dtype=np.int64)
     for number, picture in enumerate(looked):
         progress(f"answers about picture {number + 1} of {len(looked)}", number / len(looked))
         prompts = [model.prompt(question.text) for question in picture.questions]
         try:
-            kept = [keep_indices(reference_scores(s.config, features_of(picture.seen, s.tap)), keep) for s in scorings]
+            scores = [_exact(picture.seen, scoring) for scoring in scorings]
+            kept = [picture.seen.choose(one, keep) for one in (*scores, *(one for _, one in chance))]
         except NumericalError as error:
             raise NumericalError(f"{picture.name}: {error}") from error
-        whole = View(model.rows(picture.seen, torch.from_numpy(everything)), everything, POSITIONS)
-        said = judge.listen(whole, prompts)
+        said = judge.listen(model.whole(picture.seen), prompts)
         labels = [(s.label, 0) for s in scorings] + [key for key, _ in chance]
-        views = [
-            View(model.rows(picture.seen, torch.from_numpy(one)), one, POSITIONS)
-            for one in (*kept, *(indices for _, indices in chance))
-        ]
+        views = [model.view(picture.seen, one, POSITIONS) for one in kept]
         verdicts = judge.compare(views, prompts, said, [False] * len(prompts))
         for (label, seed), line in zip(labels, verdicts, strict=True):
             runs = found.setdefault(Setting(label, keep, POSITIONS), [])
@@ -92,17 +90,21 @@ def better(candidates: Sequence[Candidate], least: float = 0.0) -> Candidate:
     return max(sure, key=lambda one: one.agreement, default=candidates[0])
 
 
+def _exact(seen: Seen, scoring: Scoring) -> np.ndarray:
+    """Scores (G, S) by a float64 SVD."""
+    return seen.spread([reference_scores(scoring.config, matrix) for matrix in seen.matrices(scoring.tap)])
+
+
 def _chance(model: Model, keep: int) -> list[tuple[tuple[str, int], np.ndarray]]:
-    """((selector, seed), kept) of the selectors that do not look: five random orders, and a grid."""
-    spec = model.spec
-    nothing = torch.zeros(1, spec.tokens, spec.channels)
+    """((selector, seed), scores (1, S)) of the selectors that do not look: five random orders, and where tokens lie on
+    one grid, that."""
+    nothing = torch.zeros(1, model.spec.tokens, model.spec.channels)
 
-    def kept(config: SelectorConfig) -> np.ndarray:
-        scorer = build_selector(config, spec.tokens, spec.channels, grid=spec.grid, keep=keep)
-        return keep_indices(scorer(nothing)[0].numpy(), keep)
+    def scores(config: SelectorConfig) -> np.ndarray:
+        return np.asarray(selector_for(model.spec, config, keep)(nothing).numpy())
 
-    orders = [(("random", seed), kept(SelectorConfig("random", seed=seed))) for seed in range(SEEDS)]
-    return [*orders, (("grid", 0), kept(SelectorConfig("grid")))]
+    orders = [(("random", seed), scores(SelectorConfig("random", seed=seed))) for seed in range(SEEDS)]
+    return orders if model.spec.tiling is not None else [*orders, (("grid", 0), scores(SelectorConfig("grid")))]
 
 
 def _candidates(found: Mapping[Setting, list[list[Outcome]]], scorings: Sequence[Scoring]) -> list[Candidate]:

@@ -132,6 +132,7 @@ def _check_model(found: Calibration, folder: Path, checkpoint: Checkpoint, spec:
         ("tap", features.tap, spec.tap),
         ("grid", tuple(features.grid), spec.grid),
         ("channels", features.channels, spec.channels),
+        ("budget", features.budget, spec.budget),
     ):
         if theirs != ours:
             raise UserError(

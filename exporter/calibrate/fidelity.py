@@ -11,6 +11,7 @@ import torch
 from svdprune.calib.calibration import Trial
 from svdprune.calib.search import cheapest
 from svdprune.exporter.estimate.counting import selection_work
+from svdprune.exporter.families import VisionSpec
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices, reference_scores
 from svdprune.runtime.roofline import Work
 
@@ -29,29 +30,38 @@ def block_widths(rank: int, limit: int) -> list[int]:
 
 @dataclass
 class Exact:
-    """Pictures' features (T, D) and what a float64 SVD keeps of each, for each K."""
+    """Matrices of features (n, D) and what a float64 SVD keeps of each, for each K.
+
+    `size`: T and D of the selector in the graph. `padded`: n varies, and the graph has rows of zeros in place of the
+    T - n that are missing.
+    """
 
     features: list[np.ndarray]
     kept: list[dict[int, np.ndarray]]
+    size: tuple[int, int]
+    padded: bool
 
     @staticmethod
-    def of(features: Sequence[np.ndarray], config: SelectorConfig, keeps: Sequence[int]) -> Exact:
-        """Decompose each picture once."""
+    def of(features: Sequence[np.ndarray], config: SelectorConfig, keeps: Sequence[int], spec: VisionSpec) -> Exact:
+        """Decompose each matrix once."""
         kept = []
         for picture in features:
             scores = reference_scores(config, picture)
-            kept.append({keep: keep_indices(scores, keep) for keep in keeps})
-        return Exact(list(features), kept)
+            kept.append({keep: keep_indices(scores, min(keep, len(scores))) for keep in keeps})
+        return Exact(list(features), kept, (spec.tokens, spec.channels), spec.tiling is not None)
 
     def trial(self, config: SelectorConfig, start: np.ndarray | None) -> Trial:
         """The selector of the graph, in torch and float32, against that."""
-        tokens, channels = self.features[0].shape
-        scorer = build_selector(config, tokens, channels, start=start)
+        tokens, channels = self.size
+        scorer = build_selector(config, tokens, channels, start=start, padded=self.padded)
         shares: dict[int, list[float]] = {keep: [] for keep in self.kept[0]}
         for picture, exact in zip(self.features, self.kept, strict=True):
-            scores = scorer(torch.from_numpy(picture)[None])[0].numpy()
+            rows = np.zeros(self.size, np.float32)
+            rows[: len(picture)] = picture
+            scores = scorer(torch.from_numpy(rows)[None])[0].numpy()[: len(picture)]
             for keep, wanted in exact.items():
-                shares[keep].append(len(np.intersect1d(keep_indices(scores, keep), wanted)) / keep)
+                found = keep_indices(scores, len(wanted))
+                shares[keep].append(len(np.intersect1d(found, wanted)) / len(wanted))
         works = self._cost(config, tokens, channels)
         return Trial(
             config.rounds,
@@ -84,8 +94,6 @@ def fewest(
         tell(found)
         return found
 
-    settings = [
-        (n, block) for n in range(1, ITERATIONS + 1) for block in block_widths(rank, min(exact.features[0].shape))
-    ]
+    settings = [(n, block) for n in range(1, ITERATIONS + 1) for block in block_widths(rank, min(exact.size))]
     tried, met = cheapest(settings, measure, lambda trial: trial.overlap >= overlap)
     return [trial for _, trial in tried], met

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from PIL import Image
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import summarise
@@ -16,9 +16,11 @@ from svdprune.calib.keep_curve import KeepCurve, KeepPoint, KeepSource
 from svdprune.calib.search import keep_grid, smallest_passing
 from svdprune.calib.sources import Labelled, Protocol, Source
 from svdprune.exporter.calibrate.look import mark_of
-from svdprune.exporter.evaluate.judge import Judge, Said, View
-from svdprune.exporter.evaluate.model import Model, Seen
-from svdprune.exporter.selection import Selector, SelectorConfig, build_selector, keep_indices
+from svdprune.exporter.evaluate.judge import Judge, Said
+from svdprune.exporter.evaluate.model import Model
+from svdprune.exporter.evaluate.seen import Seen, View
+from svdprune.exporter.feed import selector_for
+from svdprune.exporter.selection import Selector, SelectorConfig
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.manifest import Positions
@@ -38,6 +40,7 @@ class Asked:
     """A picture with its questions and the unpruned model's answers to them."""
 
     name: str
+    image: Image.Image
     seen: Seen
     questions: list[Labelled]
     prompts: list[list[int]]
@@ -62,14 +65,23 @@ class Examination:
         self._judge = Judge(model, limit)
         self._selector, self._start = selector, start
         self._scorers: dict[int, Selector] = {}
+        self._totals: list[int] = []
 
-    def add(self, name: str, seen: Seen, questions: Sequence[Labelled]) -> None:
-        """Ask the unpruned model."""
+    def add(self, name: str, image: Image.Image, questions: Sequence[Labelled]) -> None:
+        """Ask the unpruned model about a picture.
+
+        Raises:
+            NumericalError: NaN or infinity in the features, with the picture's name.
+        """
+        try:
+            seen = self.model.see(image)
+        except NumericalError as error:
+            raise NumericalError(f"{name}: {error}") from error
         prompts = [self.model.prompt(question.text) for question in questions]
-        everything = np.arange(self.model.spec.tokens, dtype=np.int64)
-        whole = View(self.model.rows(seen, torch.from_numpy(everything)), everything, "compact")
+        whole = self.model.whole(seen)
         said = self._judge.listen(whole, prompts)
-        self.pictures.append(Asked(name, seen, list(questions), prompts, said))
+        self.pictures.append(Asked(name, image, seen, list(questions), prompts, said))
+        self._totals.append(whole.span.total)
 
     @property
     def questions(self) -> int:
@@ -92,17 +104,34 @@ class Examination:
         ]
         return float(np.mean(scores)) if scores else None
 
+    def rows(self, keep: int) -> list[int]:
+        """Rows that a picture has in the prompt, mean: with K = `keep`, and unpruned."""
+        pruned = [len(self._view(picture, keep).rows) for picture in self.pictures]
+        return [round(float(np.mean(counts))) for counts in (pruned, self._totals)]
+
     def at(self, keep: int, progress: Callable[[float], None] = lambda share: None) -> KeepPoint:
-        """The answers with K = `keep`."""
+        """The answers with K = `keep`, by the selector in torch."""
+        return self.point(keep, lambda picture: self._view(picture, keep), progress)
+
+    def _view(self, picture: Asked, keep: int) -> View:
+        scores = self._scorer(keep)(*picture.seen.at(None)).cpu().numpy()
+        return self.model.view(picture.seen, picture.seen.choose(scores, keep), self.positions)
+
+    def point(
+        self, keep: int, see: Callable[[Asked], View], progress: Callable[[float], None] = lambda share: None
+    ) -> KeepPoint:
+        """The answers about what `see` makes of each picture.
+
+        Raises:
+            NumericalError: of `see`, with the picture's name.
+        """
         outcomes = []
-        scorer = self._scorer(keep)
         for number, picture in enumerate(self.pictures):
             progress(number / len(self.pictures))
             try:
-                kept = keep_indices(scorer(*picture.seen.at(None))[0].cpu().numpy(), keep)
+                view = see(picture)
             except NumericalError as error:
                 raise NumericalError(f"{picture.name}: {error}") from error
-            view = View(self.model.rows(picture.seen, torch.from_numpy(kept)), kept, self.positions)
             wanted = [question.answers is not None for question in picture.questions]
             (line,) = self._judge.compare([view], picture.prompts, picture.said, wanted)
             for question, said, verdict in zip(picture.questions, picture.said, line, strict=True):
@@ -111,27 +140,29 @@ class Examination:
                     score = self.protocol.score(self.model.answer(verdict.ids), question.answers)
                 matched = verdict.matched / len(said.ids)
                 outcomes.append(Outcome(number, question.kind, score, None, float(verdict.same), matched, verdict.kl))
-        (row,) = summarise({Setting(self._selector.name, keep, self.positions): [outcomes]}, {})
-        assert row.agreement is not None and row.kl is not None and row.matched is not None
-        return KeepPoint(
-            keep,
-            row.agreement.value,
-            row.agreement.low,
-            row.agreement.high,
-            row.matched,
-            row.kl.value,
-            row.accuracy.value if row.accuracy else None,
-        )
+        return point_of(keep, self.positions, outcomes)
 
     def _scorer(self, keep: int) -> Selector:
         """Built once where its scores are the same for every K."""
         key = 0 if selector_entry(self._selector.name).any_keep else keep
         if key not in self._scorers:
-            spec = self.model.spec
-            self._scorers[key] = build_selector(
-                self._selector, spec.tokens, spec.channels, grid=spec.grid, keep=keep, start=self._start
-            )
+            self._scorers[key] = selector_for(self.model.spec, self._selector, keep, start=self._start)
         return self._scorers[key]
+
+
+def point_of(keep: int, positions: Positions, outcomes: Sequence[Outcome]) -> KeepPoint:
+    """A point of the curve from the outcomes of all questions."""
+    (row,) = summarise({Setting("", keep, positions): [list(outcomes)]}, {})
+    assert row.agreement is not None and row.kl is not None and row.matched is not None
+    return KeepPoint(
+        keep,
+        row.agreement.value,
+        row.agreement.low,
+        row.agreement.high,
+        row.matched,
+        row.kl.value,
+        row.accuracy.value if row.accuracy else None,
+    )
 
 
 def check_agreement(agreement: float) -> None:
@@ -202,6 +233,7 @@ def find_keep(
         unpruned_accuracy=accuracy,
         positions=examination.positions,
         prompt_tokens=examination.prompt_tokens,
+        rows=examination.rows(found.answer),
         source=KeepSource(
             source.spec,
             source.listing.description,
@@ -231,11 +263,7 @@ def _ask(examination: Examination, source: Source, excluded: frozenset[str], pic
         if mark_of(sample.image) in excluded:
             continue
         progress(f"unpruned answers, picture {len(examination.pictures) + 1}", 0.0)
-        try:
-            seen = examination.model.see(sample.image)
-        except NumericalError as error:
-            raise NumericalError(f"{sample.name}: {error}") from error
-        examination.add(sample.name, seen, sample.questions)
+        examination.add(sample.name, sample.image, sample.questions)
     if len(examination.pictures) < LEAST:
         left = f", beside those that made the calibration's start, and {LEAST} are needed" if excluded else ""
         wanted = left or f" and {LEAST} are needed"

@@ -12,7 +12,8 @@ from svdprune.calib.calibration import PROJECTED, digest
 from svdprune.calib.sources import Labelled, Source
 from svdprune.calib.spectrum import Spectrum
 from svdprune.calib.start import Pool
-from svdprune.exporter.evaluate.model import Eyes, Seen
+from svdprune.exporter.evaluate.model import Eyes
+from svdprune.exporter.evaluate.seen import Seen
 from svdprune.runtime.errors import NumericalError, UserError
 
 Progress = Callable[[str, float | None], None]
@@ -37,7 +38,7 @@ class Gathered:
 
     Attributes:
         pool: for the start, at the checkpoint's own tap. spectra: by (tap, centred).
-        choice: pictures that choose. judgement: features (T, D) at the own tap of pictures that judge.
+        choice: pictures that choose. judgement: what is decomposed, (n, D), at the own tap, of `judges` pictures.
         digests: of the pictures that made the start. duplicates: pictures seen before, left out.
     """
 
@@ -45,13 +46,14 @@ class Gathered:
     spectra: dict[tuple[str, bool], Spectrum] = field(default_factory=dict)
     choice: list[Looked] = field(default_factory=list)
     judgement: list[np.ndarray] = field(default_factory=list)
+    judges: int = 0
     digests: list[str] = field(default_factory=list)
     duplicates: int = 0
 
     @property
     def pictures(self) -> int:
         """All that were used."""
-        return len(self.digests) + len(self.choice) + len(self.judgement)
+        return len(self.digests) + len(self.choice) + self.judges
 
 
 def other_taps(eyes: Eyes) -> list[int]:
@@ -63,11 +65,6 @@ def other_taps(eyes: Eyes) -> list[int]:
     own = eyes.spec.tap
     depth = own if own < 0 or layers is None else own - layers - 1  # counted from the end
     return [tap for tap in (-2, -1) if tap != depth and (layers is None or layers + tap >= 0)]
-
-
-def features_of(seen: Seen, tap: int | str | None = None) -> np.ndarray:
-    """Features (T, D) of one picture, float32."""
-    return seen.at(tap)[0][0].float().cpu().numpy()
 
 
 def gather(eyes: Eyes, source: Source, at_least: int, progress: Progress) -> Gathered:
@@ -100,13 +97,16 @@ def gather(eyes: Eyes, source: Source, at_least: int, progress: Progress) -> Gat
             raise NumericalError(f"{sample.name}: {error}") from error
         if role == START:
             found.digests.append(mark)
-            found.pool.add(features_of(seen))
+            for matrix in seen.matrices():
+                found.pool.add(matrix)
             for (name, _), spectrum in found.spectra.items():
-                spectrum.add(features_of(seen, taps[name]))
+                for matrix in seen.matrices(taps[name]):
+                    spectrum.add(matrix)
         elif role == CHOICE:
             found.choice.append(Looked(sample.name, seen, sample.questions))
         else:
-            found.judgement.append(features_of(seen))
+            found.judges += 1
+            found.judgement += seen.matrices()
     if found.pictures < max(at_least, LEAST):
         raise UserError(
             f"{source.spec} has {found.pictures} different usable pictures and {max(at_least, LEAST)} are needed"

@@ -67,11 +67,6 @@ class Request:
     def check(self, eyes: Eyes) -> None:
         """Refuse, in a sentence, what cannot be for this checkpoint."""
         spec = eyes.spec
-        if spec.tiling is not None:
-            raise UserError(
-                f"the family {eyes.family.name} cuts pictures into tiles, which calibration does not know yet: "
-                "export it with a count, --keep N, and the seeded start"
-            )
         if self.rank is not None and self.variance is not None:
             raise UserError("give a rank or a share of the variance, not both")
         if self.variance is not None and not 0.0 < self.variance <= 1.0:
@@ -122,15 +117,15 @@ def calibrate(
     arrays = _arrays(eyes, gathered, chosen.rank)
     start = arrays["start_centred" if chosen.centre else "start"]
     progress("looking for the fewest iterations and the narrowest block", 0.8)
-    features = [picture.seen.tokens[0].float().cpu().numpy() for picture in gathered.choice]
-    exact = Exact.of(features, chosen.config, request.keeps)
+    features = [matrix for picture in gathered.choice for matrix in picture.seen.matrices()]
+    exact = Exact.of(features, chosen.config, request.keeps, eyes.spec)
     trials, met = fewest(exact, chosen.rank, chosen.centre, start, request.overlap, lambda trial: say(told(trial)))
     found = trials[-1] if met else max(trials, key=lambda trial: trial.overlap)
     progress("judging the settings on other pictures", 0.95)
     settings = Settings(chosen.rank, found.block, found.iterations, chosen.centre)
     record = Calibration(
         model=ModelInfo(name, eyes.family.name, revision, eyes.checkpoint.fingerprint()),
-        features=Features(eyes.spec.tokens, eyes.spec.channels, list(eyes.spec.grid), eyes.spec.tap),
+        features=Features(eyes.spec.tokens, eyes.spec.channels, list(eyes.spec.grid), eyes.spec.tap, eyes.spec.budget),
         pictures=_pictures(source, gathered),
         wished=Wished(request.overlap, list(request.keeps), request.rank, _variance(request), request.centre),
         energy=_energy(gathered, _variance(request) or VARIANCE),
@@ -139,7 +134,7 @@ def calibrate(
         best_tap=best.tap if best and best.tap else str(eyes.spec.tap),
         trials=trials,
         met=met,
-        judged=_judged(gathered, settings, start, request),
+        judged=_judged(eyes, gathered, settings, start, request),
         settings=settings,
         arrays=Arrays("", ""),
         written_by={package: importlib.metadata.version(package) for package in PACKAGES},
@@ -237,13 +232,13 @@ def _energy(gathered: Gathered, variance: float) -> list[Energy]:
     return rows
 
 
-def _judged(gathered: Gathered, settings: Settings, start: np.ndarray, request: Request) -> list[Trial]:
+def _judged(eyes: Eyes, gathered: Gathered, settings: Settings, start: np.ndarray, request: Request) -> list[Trial]:
     """The chosen settings, then the defaults for the rank with the calibrated and with the seeded start."""
     default = SelectorConfig(rank=settings.rank, centre=settings.centre)
     chosen = SelectorConfig(
         rank=settings.rank, centre=settings.centre, block=settings.block, iterations=settings.iterations
     )
-    exact = Exact.of(gathered.judgement, default, request.keeps)
+    exact = Exact.of(gathered.judgement, default, request.keeps, eyes.spec)
     return [exact.trial(chosen, start), exact.trial(default, start), exact.trial(default, None)]
 
 
@@ -255,7 +250,7 @@ def _pictures(source: Source, gathered: Gathered) -> Pictures:
         limit=source.limit,
         start=len(gathered.digests),
         choice=len(gathered.choice),
-        judgement=len(gathered.judgement),
+        judgement=gathered.judges,
         questions=sum(len(picture.questions) for picture in gathered.choice),
         duplicates=gathered.duplicates,
         broken=[f"{name}: {reason}" for name, reason in source.broken],

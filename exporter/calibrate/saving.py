@@ -17,7 +17,7 @@ def saving_of(curve: KeepCurve, folder: str, target: Target) -> Saving:
     """
     text = load_model(folder).text
     form = format_of("fp32" if target.sm is None else "fp16")
-    rows = [count + curve.prompt_tokens for count in (curve.keep, curve.tokens)]
+    rows = [count + curve.prompt_tokens for count in (curve.rows or (curve.keep, curve.tokens))]
     works = [decoder_work(text, count, 0, 1, form) for count in rows]
     timed = target.fp16_tflops is not None and target.bandwidth_gbs is not None
     return Saving(

@@ -17,17 +17,8 @@ import torch
 
 from svdprune.calib.statistics import kl_divergence
 from svdprune.exporter.evaluate.model import Model
-from svdprune.runtime.manifest import Positions
+from svdprune.exporter.evaluate.seen import View
 from svdprune.runtime.positions import Layout, picture_place
-
-
-@dataclass(frozen=True)
-class View:
-    """A picture as the language model gets it: rows (K, H) of the tokens `kept` int64 (K,), and how they are placed."""
-
-    rows: torch.Tensor
-    kept: np.ndarray
-    positions: Positions
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ class Judge:
     def compare(
         self, views: Sequence[View], prompts: Sequence[list[int]], references: Sequence[Said], wanted: Sequence[bool]
     ) -> list[list[Verdict]]:
-        """For each view (all of one K), a verdict on each question; `wanted`: questions whose answers are asked for."""
+        """For each view, a verdict on each question; `wanted`: questions whose answers are asked for."""
         found: list[dict[int, Verdict]] = [{} for _ in views]
         for group in self._groups(prompts):
             size = max(1, self.batch // len(group))
@@ -164,18 +155,24 @@ class _Rows:
     def __init__(self, model: Model, views: Sequence[View], prompts: Sequence[list[int]]) -> None:
         self._model = model
         self.place = picture_place(prompts[0], model.text.image_token_id)
-        layouts = [Layout(self.place, view.kept, model.spec.tokens, view.positions) for view in views]
+        layouts = [Layout((self.place,), (view.span,), view.positions, model.axes) for view in views]
         before = model.embed(prompts[0][: self.place])
-        embeds = torch.stack([torch.cat([before, view.rows]) for view in views])  # (views, n, H)
-        positions = torch.from_numpy(np.stack([layout.span(0, self.place + 1) for layout in layouts]))
-        self._mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device)
-        self._run(embeds, positions.to(model.device))
+        longest = max(len(view.rows) for view in views)
+        self._picture = self.place + longest
+        embeds = before.new_zeros(len(views), self._picture, before.shape[1])
+        self._mask = torch.zeros(embeds.shape[:2], dtype=torch.long, device=model.device)
+        positions = np.zeros((model.axes, *self._mask.shape), np.int64)
+        for number, (view, layout) in enumerate(zip(views, layouts, strict=True)):
+            count = self.place + len(view.rows)  # shorter ones are padded at the end
+            embeds[number, :count] = torch.cat([before, view.rows])
+            self._mask[number, :count] = 1
+            positions[:, number, :count] = layout.span(0, self.place + 1)
+        self._run(embeds, torch.from_numpy(positions).to(model.device))
         self._cache.batch_repeat_interleave(len(prompts))
         self._mask = self._mask.repeat_interleave(len(prompts), 0)
         after = torch.tensor([layout.position(self.place + 1) for layout in layouts], device=model.device)
         self._start = after.repeat_interleave(len(prompts))
         self._next = self._start
-        self._picture = embeds.shape[1]
 
     def feed(self, ids: Sequence[list[int]]) -> torch.Tensor:
         """Last hidden states (rows, longest, H) of ids put after what is there; shorter rows are padded at the end."""
@@ -184,7 +181,8 @@ class _Rows:
         lengths = torch.tensor([len(row) for row in ids], device=self._model.device)
         steps = torch.arange(longest, device=self._model.device)
         self._mask = torch.cat([self._mask, (steps < lengths[:, None]).long()], 1)
-        hidden = self._run(self._model.language.get_input_embeddings()(padded), self._next[:, None] + steps)
+        numbers = (self._next[:, None] + steps).expand(self._model.axes, -1, -1)  # text: the same on every axis
+        hidden = self._run(self._model.language.get_input_embeddings()(padded), numbers)
         self._next = self._next + lengths
         return hidden
 
@@ -198,9 +196,10 @@ class _Rows:
         self._next = self._start
 
     def _run(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """embeds (rows, n, H); positions (axes, rows, n)."""
         out = self._model.language(
             inputs_embeds=embeds,
-            position_ids=positions,
+            position_ids=positions if self._model.axes > 1 else positions[0],
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,

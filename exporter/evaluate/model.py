@@ -4,93 +4,90 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
 from svdprune.exporter.checkpoint import Checkpoint
-from svdprune.exporter.families import Family, family_of
+from svdprune.exporter.evaluate.seen import Seen, Tap, View, mixed
+from svdprune.exporter.families import Family, VisionSpec, family_of
+from svdprune.exporter.families.base import Budget
+from svdprune.exporter.feed import feed_of
 from svdprune.exporter.golden import load_reference
 from svdprune.exporter.processor import image_values, write_processor
+from svdprune.exporter.tiles import described
 from svdprune.runtime.errors import NumericalError, UserError
-from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
+from svdprune.runtime.manifest import Positions
+from svdprune.runtime.positions import Span
+from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.text import TextProcessor, user_message
-
-
-@dataclass
-class Seen:
-    """One encoded picture: features (1, T, D) and [CLS] attention (1, T) at the checkpoint's tap, and at others.
-
-    The attention is None where the encoder has no [CLS].
-    """
-
-    tokens: torch.Tensor
-    attention: torch.Tensor | None
-    taps: dict[int | str, tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict)
-
-    def at(self, tap: int | str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features (1, T, D) and attention (1, T) to be scored."""
-        return (self.tokens, self.attention) if tap is None else self.taps[tap]
+from svdprune.runtime.tiling.sequence import sequence
 
 
 class Eyes:
     """The vision part of a checkpoint alone; of its weights, no others are read.
 
     Attributes:
-        spec: its sizes.
+        spec: its sizes. T is the most candidates that a picture (or with the budget `tile` a tile) can have.
         device, dtype: where it lies and what it computes in.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, where: str, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        checkpoint: Checkpoint,
+        where: str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        budget: Budget = "picture",
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.family = family_of(checkpoint.config, where)
-        self.spec = self.family.describe(checkpoint)
-        if self.spec.tiling is not None:
-            raise UserError(
-                f"{where} cuts pictures into tiles, which an evaluation in torch does not do: "
-                "export it and evaluate the bundle on labelled data"
-            )
+        self.spec = described(self.family, checkpoint, budget, "none")
         self.encoder = self.family.encoder(checkpoint).to(self.device, self.dtype)
         self.projector = self.family.projector(checkpoint).to(self.device, self.dtype)
         self._others: dict[int | str, torch.nn.Module] = {}
-        self.images = ImageSettings.from_json(image_values(checkpoint))
+        self.images = replace(ImageSettings.from_json(image_values(checkpoint)), tiling=self.spec.tiling)
 
     def add_tap(self, tap: int) -> None:
         """Prepare to score features of another hidden state, `tap` counted as the config's vision_feature_layer."""
-        other = Checkpoint(self.checkpoint.folder)
-        other.config["vision_feature_layer"] = tap
-        if self.family.describe(other).tap != tap:
-            raise UserError(f"the family {self.family.name} does not name its tap by a layer: leave out tap={tap}")
-        self._others[tap] = self.family.encoder(other).to(self.device, self.dtype)
+        self._others[tap] = self.family.encoder(at_tap(self.family, self.checkpoint, tap)).to(self.device, self.dtype)
 
     @torch.no_grad()
     def see(self, image: Image.Image, projected: bool = False) -> Seen:
         """Encode a picture once, at every tap that was added; `projected` adds the rows after the projector.
 
         Raises:
+            UserError: a picture that cannot be cut into tiles.
             NumericalError: the features hold NaN or infinity.
         """
-        pixels = torch.from_numpy(normalise(preprocess(image, self.images), self.images))[None]
-        pixels = pixels.to(self.device, self.dtype)
-        tokens, attention = self.encoder(pixels)
+        fed = feed_of(image, self.images, self.spec, raw=False)
+        pixels = torch.from_numpy(fed.inputs["pixels"]).to(self.device, self.dtype)
+        extras = [torch.from_numpy(fed.inputs[name]).to(self.device, self.dtype) for name in self.spec.extras]
+        tokens, attention, *_ = self.encoder(pixels, *extras)
         if not tokens.isfinite().all():
             raise NumericalError("the vision features hold NaN or infinity: the checkpoint's weights are damaged")
-        seen = Seen(tokens, attention)
+        seen = Seen(tokens, attention, tokens.flatten(0, 1), cut=fed.cut, slots=fed.slots)
+        seen.tokens, seen.attention = _candidates(seen, tokens, attention)
         for tap, encoder in self._others.items():
-            seen.taps[tap] = encoder(pixels)
+            other, attended, *_ = encoder(pixels, *extras)
+            seen.taps[tap] = _candidates(seen, other, attended)
         if projected:
-            seen.taps["projected"] = (self.projector(tokens), attention)
+            seen.taps["projected"] = (_candidates(seen, self.projector(tokens), None)[0], seen.attention)
         return seen
 
     @torch.no_grad()
-    def rows(self, seen: Seen, kept: torch.Tensor) -> torch.Tensor:
-        """Projected features (K, H) of the tokens `kept` (K,)."""
-        return self.projector(seen.tokens[:, kept.to(self.device)])[0]
+    def rows(self, seen: Seen, kept: np.ndarray) -> torch.Tensor:
+        """Projected features (k, H) of the candidates `kept` int64 (k,)."""
+        sources, weights = seen.mixture(kept)
+        used, index = np.unique(sources, return_inverse=True)
+        projected = self.projector(seen.flat[torch.from_numpy(used).to(self.device)][None])[0]
+        if seen.cut is None:
+            return projected
+        return mixed(projected, index.reshape(sources.shape), weights).to(self.dtype)
 
 
 class Model(Eyes):
@@ -100,18 +97,45 @@ class Model(Eyes):
         language, head: the language model and its output projection, as transformers builds them.
         text: tokenizer and chat template.
         eos: ids that end an answer.
+        axes: of a position.
     """
 
+    axes = 1
+
     def __init__(
-        self, checkpoint: Checkpoint, where: str, device: str = "cpu", report: Any = lambda note: None
+        self,
+        checkpoint: Checkpoint,
+        where: str,
+        device: str = "cpu",
+        report: Any = lambda note: None,
+        budget: Budget = "picture",
     ) -> None:
-        family_of(checkpoint.config, where).describe(checkpoint)  # what is not supported is told before the weights
+        family = family_of(checkpoint.config, where)  # what is not supported is told before the weights
+        check_asked(family, described(family, checkpoint, budget, "none"))
         reference = load_reference(checkpoint, report).to(torch.device(device))
-        super().__init__(checkpoint, where, device, next(reference.parameters()).dtype)
+        super().__init__(checkpoint, where, device, next(reference.parameters()).dtype, budget)
         self.language: Any = cast(Any, reference).model.language_model
         self.head: Any = reference.lm_head
         self.text = _text(checkpoint, self.family)
         self.eos = _ends(checkpoint)
+        marks = family.marks(checkpoint)
+        self._marks = None if marks is None else marks.float().numpy()
+
+    @torch.no_grad()
+    def view(self, seen: Seen, kept: np.ndarray, positions: Positions) -> View:
+        """The picture of which the candidates `kept` int64 (k,), ascending, are left."""
+        rows = self.rows(seen, kept)
+        if seen.cut is None:
+            return View(rows, Span(kept, seen.count), positions)
+        features, places = sequence(seen.cut, kept, rows.float().cpu().numpy(), self._embed, self._marks)
+        return View(torch.from_numpy(features).to(self.device, self.dtype), Span(places, seen.cut.total), positions)
+
+    def whole(self, seen: Seen) -> View:
+        """The unpruned picture."""
+        return self.view(seen, seen.everything, "compact")
+
+    def _embed(self, ids: Sequence[int]) -> np.ndarray:
+        return np.asarray(self.embed(ids).float().cpu().numpy())
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
@@ -127,10 +151,53 @@ class Model(Eyes):
         return self.text.decode([token for token in ids if token not in self.eos]).strip()
 
 
+def check_asked(family: Family, spec: VisionSpec) -> None:
+    """Refuse a family whose language model cannot be asked in torch from rows and places alone.
+
+    Raises:
+        UserError: naming what it would need beside them.
+    """
+    needs = ""
+    if spec.deepstack:
+        needs = "takes features of several layers (DeepStack)"
+    elif spec.mask != "causal":
+        needs = f"lets the rows of a picture see each other (mask `{spec.mask}`)"
+    if needs:
+        raise UserError(
+            f"the language model of {family.name} {needs}, which evaluate, calibrate and --keep auto do not run: "
+            "export it with a count, --keep N, calibrate it with --no-answers, and evaluate the bundle"
+        )
+
+
+def at_tap(family: Family, checkpoint: Checkpoint, tap: int) -> Checkpoint:
+    """The checkpoint read at another hidden state, `tap` counted as the config's vision_feature_layer.
+
+    Raises:
+        UserError: the family does not name its tap so, or there is no such layer.
+    """
+    other = Checkpoint(checkpoint.folder)
+    other.config["vision_feature_layer"] = tap
+    if family.describe(other).tap != tap:
+        raise UserError(f"the family {family.name} does not name its tap by a layer: leave out tap={tap}")
+    return other
+
+
+def _candidates(seen: Seen, tokens: torch.Tensor, attention: torch.Tensor | None) -> Tap:
+    """Features (G, S, D) and attention (G, S) of the choices, from those of the tiles' tokens, (N, T, D) and (N, T)."""
+    if seen.slots is None:
+        return tokens, attention
+    return seen.gathered(tokens.flatten(0, 1)), None if attention is None else seen.gathered(attention.flatten())
+
+
 def _text(checkpoint: Checkpoint, family: Family) -> TextProcessor:
     """The text processor that a bundle of this checkpoint would have."""
     with tempfile.TemporaryDirectory() as place:
-        info = write_processor(checkpoint, Path(place) / "processor", picture=family.picture_text(checkpoint))
+        info = write_processor(
+            checkpoint,
+            Path(place) / "processor",
+            picture=family.picture_text(checkpoint),
+            template=family.chat_template(checkpoint),
+        )
         return TextProcessor.of(info, lambda name: (Path(place) / name).read_text(encoding="utf-8"))
 
 

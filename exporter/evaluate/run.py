@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import UNPRUNED, Report, summarise
 from svdprune.calib.sources import Labelled, Protocol, Sample, Source
 from svdprune.exporter.evaluate.contenders import PROJECTED, Contender
-from svdprune.exporter.evaluate.judge import Judge, View
-from svdprune.exporter.evaluate.model import Model, Seen
-from svdprune.exporter.selection import Selector, build_selector, keep_indices
+from svdprune.exporter.evaluate.judge import Judge
+from svdprune.exporter.evaluate.model import Model
+from svdprune.exporter.evaluate.seen import Seen
+from svdprune.exporter.families import VisionSpec
+from svdprune.exporter.feed import selector_for
+from svdprune.exporter.selection import Selector
 from svdprune.runtime.errors import NumericalError
 from svdprune.runtime.manifest import Positions
 
@@ -80,6 +82,7 @@ def evaluate_model(
     facts = {
         "model": name,
         "data": source.description,
+        **_tiles(model.spec),
         "questions": f"{questions} about {pictures} pictures, sample seed {source.seed}",
         "answers": f"greedy, at most {limit} tokens, {str(model.dtype).removeprefix('torch.')} on {model.device.type}",
         "select": f"median time of the scores and the choice for one picture, float32 in torch on {model.device.type}",
@@ -103,22 +106,22 @@ class Chooser:
                 for keep in self.keeps:
                     config.check(tokens=spec.tokens, channels=channels, keep=keep)
                     if shared is None or not contender.any_keep:
-                        shared = build_selector(config, spec.tokens, channels, grid=spec.selection_grid, keep=keep)
+                        shared = selector_for(spec, config, keep, channels)
                     self._scorers[number, seed, keep] = shared
 
     def choose(self, seen: Seen) -> dict[tuple[int, int, int], tuple[np.ndarray, float]]:
-        """(contender, seed, K) -> kept indices int64 (K,), ascending, and seconds."""
+        """(contender, seed, K) -> kept candidates int64, ascending, and seconds."""
         done: dict[int, tuple[np.ndarray, float]] = {}
         found = {}
         for key, scorer in self._scorers.items():
             tokens, attention = seen.at(self.contenders[key[0]].tap)
             if id(scorer) not in done:
                 began = time.perf_counter()
-                scores = scorer(tokens, attention)[0].cpu().numpy()  # waits for a GPU to be done
+                scores = scorer(tokens, attention).cpu().numpy()  # waits for a GPU to be done
                 done[id(scorer)] = scores, time.perf_counter() - began
             scores, seconds = done[id(scorer)]
             began = time.perf_counter()
-            kept = keep_indices(scores, key[2])
+            kept = seen.choose(scores, key[2])
             found[key] = kept, seconds + time.perf_counter() - began
         return found
 
@@ -137,9 +140,7 @@ def _ask_all(
     seen = model.see(sample.image, chooser.projected)
     asked = sample.questions
     prompts = [model.prompt(question.text) for question in asked]
-    everything = np.arange(model.spec.tokens, dtype=np.int64)
-    whole = View(model.rows(seen, torch.from_numpy(everything)), everything, "compact")
-    references = judge.listen(whole, prompts)
+    references = judge.listen(model.whole(seen), prompts)
     unpruned = Setting(UNPRUNED, model.spec.tokens, "compact")
     for question, said in zip(asked, references, strict=True):
         score = _score(protocol, question, model, said.ids)
@@ -151,18 +152,26 @@ def _ask_all(
         for (number, seed, count), (kept, seconds) in choices.items():
             if count != keep:
                 continue
-            rows = model.rows(seen, torch.from_numpy(kept))
+            view = model.view(seen, kept, policies[0])
             for policy in policies:
                 setting = Setting(chooser.contenders[number].label, keep, policy)
                 collected.seconds.setdefault(setting, []).append(seconds)
                 keys.append((setting, seed))
-                views.append(View(rows, kept, policy))
+                views.append(replace(view, positions=policy))
         for (setting, seed), verdicts in zip(keys, judge.compare(views, prompts, references, wanted), strict=True):
             for question, said, verdict in zip(asked, references, verdicts, strict=True):
                 score = None if verdict.ids is None else _score(protocol, question, model, verdict.ids)
                 share = verdict.matched / len(said.ids)
                 outcome = _outcome(protocol, question, picture, score, float(verdict.same), share, verdict.kl)
                 collected.put(setting, seed, outcome)
+
+
+def _tiles(spec: VisionSpec) -> dict[str, str]:
+    """What K and the number of tokens mean where pictures are cut into tiles."""
+    if spec.tiling is None:
+        return {}
+    of = "the whole picture" if spec.budget == "picture" else "each tile"
+    return {"K": f"of {of}, which has up to {spec.tokens} tokens"}
 
 
 def _score(protocol: Protocol, question: Labelled, model: Model, ids: Sequence[int]) -> float | None:

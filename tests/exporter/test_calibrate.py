@@ -18,7 +18,7 @@ from svdprune.calib.spectrum import Spectrum
 from svdprune.calib.start import calibrated_start
 from svdprune.exporter.calibrate.answers import better
 from svdprune.exporter.calibrate.fidelity import Exact, block_widths
-from svdprune.exporter.calibrate.look import ROLES, START, features_of, other_taps
+from svdprune.exporter.calibrate.look import ROLES, START, other_taps
 from svdprune.exporter.calibrate.run import Request, calibrate, remarks
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.evaluate.contenders import parse_contenders
@@ -45,7 +45,7 @@ def calibrated(model: Model) -> tuple[Calibration, dict[str, np.ndarray]]:
 def starting(eyes: Eyes) -> list[np.ndarray]:
     """Features of the pictures that made the start."""
     seen = pictures("scenes", at_least=PICTURES, limit=PICTURES, seed=0)
-    return [features_of(eyes.see(image)) for n, image in enumerate(seen) if ROLES[n % len(ROLES)] == START]
+    return [eyes.see(image).matrices()[0] for n, image in enumerate(seen) if ROLES[n % len(ROLES)] == START]
 
 
 def test_the_start_and_the_curves_are_of_their_own_pictures_alone(
@@ -85,13 +85,13 @@ def test_the_settings_are_the_first_that_reach_the_overlap(
     (row,) = [one for one in found.energy if one.tap == "-2" and one.centre == found.settings.centre]
     assert found.settings.rank == row.ranks["0.8"]
     seen = pictures("scenes", at_least=PICTURES, limit=PICTURES, seed=0)
-    judged = [features_of(model.see(image)) for n, image in enumerate(seen) if n % len(ROLES) == 3]
+    judged = [model.see(image).matrices()[0] for n, image in enumerate(seen) if n % len(ROLES) == 3]
     settings = found.settings
     config = SelectorConfig(
         rank=settings.rank, block=settings.block, iterations=settings.iterations, centre=settings.centre
     )
     start = arrays["start_centred" if settings.centre else "start"]
-    assert Exact.of(judged, config, [4]).trial(config, start) == found.judged[0]
+    assert Exact.of(judged, config, [4], model.spec).trial(config, start) == found.judged[0]
     assert [trial.start for trial in found.judged] == ["calibrated", "calibrated", "seeded"]
 
 

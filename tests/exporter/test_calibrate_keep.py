@@ -51,7 +51,7 @@ def test_points_are_those_of_an_evaluation(model: Model, name: str, positions: P
     source = open_source("scenes", limit=COUNT, seed=0)
     asked = examination(model, config, positions)
     for sample in source.samples():
-        asked.add(sample.name, model.see(sample.image), sample.questions)
+        asked.add(sample.name, sample.image, sample.questions)
     report = evaluate_model(model, "tiny", source, parse_contenders([label]), [6, 3], [positions], limit=LIMIT)
     for row in report.rows[1:]:
         point = asked.at(row.keep)

@@ -16,16 +16,18 @@ from svdprune.calib.sources import open_source
 from svdprune.calib.statistics import kl_divergence
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.evaluate.contenders import SEEDS, VARIANT_NAMES, parse_contenders
-from svdprune.exporter.evaluate.judge import Judge, View
+from svdprune.exporter.evaluate.judge import Judge
 from svdprune.exporter.evaluate.model import Model
 from svdprune.exporter.evaluate.run import Chooser, evaluate_model
+from svdprune.exporter.evaluate.seen import View
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.golden import load_reference, reference_answer
 from svdprune.exporter.selection import build_selector, keep_indices, selector_names
 from svdprune.runtime import load
 from svdprune.runtime.cli.app import group
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.positions import Layout, picture_place
+from svdprune.runtime.positions import one_picture, picture_place
+from svdprune.runtime.prompt import Pictured
 from tests.exporter import tiled_models
 
 LIMIT = 6
@@ -42,12 +44,11 @@ def views(model: Model, sample: int = 0) -> tuple[list[View], View]:
     source = open_source("scenes", limit=sample + 1, seed=0)
     seen = model.see(list(source.samples())[sample].image)
     pruned = [
-        View(model.rows(seen, torch.tensor(kept)), np.array(kept), policy)
+        model.view(seen, np.array(kept), policy)
         for kept in ([0, 3, 5, 8], [1, 2, 4, 7])
         for policy in ("compact", "original")
     ]
-    everything = np.arange(model.spec.tokens)
-    return pruned, View(model.rows(seen, torch.from_numpy(everything)), everything, "compact")
+    return pruned, model.whole(seen)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
@@ -56,9 +57,10 @@ def test_verdicts_are_those_of_answers_generated_one_at_a_time(model: Model, tin
     prompts = [model.prompt(question) for question in QUESTIONS]
 
     def alone(view: View, prompt: list[int]) -> tuple[list[int], np.ndarray]:
-        layout = Layout(picture_place(prompt, model.text.image_token_id), view.kept, model.spec.tokens, view.positions)
+        place = picture_place(prompt, model.text.image_token_id)
+        layout = one_picture(place, view.span.kept, view.span.total, view.positions)
         ids, stopped, logits = reference_answer(
-            reference, layout, prompt, view.rows.numpy(), sorted(model.eos), limit=LIMIT
+            reference, layout, prompt, [Pictured(layout.spans[0], view.rows.numpy())], sorted(model.eos), limit=LIMIT
         )
         if stopped == "eos":
             ids = [*ids, next(iter(model.eos))]
