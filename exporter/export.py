@@ -231,7 +231,7 @@ def export_model(
                 request.positions,
                 images,
                 text,
-                decoder.eos,
+                decoder,
                 chosen.start,
                 marks,
             )

@@ -13,23 +13,25 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from transformers import DynamicCache
 
 from svdprune.calib.scenes import ask, draw_scene
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
-from svdprune.exporter.tiled_reference import reference_tiles
+from svdprune.exporter.tiled_reference import embedder, reference_tiles
 from svdprune.runtime.answer import Sight
+from svdprune.runtime.arrays import host_rows
+from svdprune.runtime.decoder.transformers import language_logits
 from svdprune.runtime.errors import NumericalError, UserError
-from svdprune.runtime.manifest import GoldenInfo, Positions
-from svdprune.runtime.positions import Layout, picture_place, splice
+from svdprune.runtime.manifest import DecoderInfo, GoldenInfo, Positions
+from svdprune.runtime.positions import Layout, Span
 from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
+from svdprune.runtime.prompt import Pictured, Run, layout_of, run_of
 from svdprune.runtime.template import Message
 from svdprune.runtime.text import TextProcessor
 
@@ -42,14 +44,20 @@ HEADROOM = 0.8  # share of the free memory that the reference model may take
 class Vision:
     """Reference features of one picture: pruned (K, H), kept indices (K,), scores (T,).
 
-    A picture in tiles has more rows than kept tokens: `places` (rows,) of the features among `total`.
+    `span` says which of the unpruned picture's rows the features are: a picture in tiles has more rows than kept
+    tokens. `deepstack` (L, rows, H) goes with them where the decoder takes such levels.
     """
 
     features: np.ndarray
     kept: np.ndarray
     scores: np.ndarray
-    places: np.ndarray | None = None
-    total: int = 0
+    span: Span
+    deepstack: np.ndarray | None = None
+
+    @property
+    def pictured(self) -> Pictured:
+        """The picture as a prompt takes it."""
+        return Pictured(self.span, self.features, self.deepstack)
 
 
 def golden_case() -> tuple[Image.Image, str]:
@@ -113,14 +121,14 @@ def reference_vision(
     scorer = build_selector(
         selector, tokens=spec.tokens, channels=spec.channels, grid=spec.grid, keep=keep, start=start
     )
-    scores = scorer(tokens.float(), attention.float())  # (1, T)
+    scores = scorer(tokens.float(), None if attention is None else attention.float())  # (1, T)
     kept = keep_indices(scores[0].numpy(), keep)
     features = family.reference_project(model, tokens[:, kept])
-    return Vision(features[0].float().numpy(), kept, scores[0].numpy())
+    return Vision(features[0].float().numpy(), kept, scores[0].numpy(), Span(kept, spec.tokens))
 
 
 def _of(sight: Sight) -> Vision:
-    return Vision(sight.features, sight.kept_indices, sight.scores, sight.places, sight.total)
+    return Vision(sight.features, sight.kept_indices, sight.scores, sight.span, sight.deepstack)
 
 
 @torch.no_grad()
@@ -128,42 +136,31 @@ def reference_answer(
     model: nn.Module,
     layout: Layout,
     prompt_ids: list[int],
-    features: np.ndarray,
+    pictures: Sequence[Pictured],
     eos: list[int],
     limit: int = MAX_NEW_TOKENS,
 ) -> tuple[list[int], str, np.ndarray]:
-    """Greedy answer by transformers: ids (the end token left out), why it ended, first logits float32 (V,)."""
-    language: Any = model.model.language_model  # type: ignore[union-attr]
+    """Greedy answer by transformers: ids (the end token left out), why it ended, first logits float32 (V,).
+
+    `layout` has the places of the `pictures` in the prompt; the language model is called as its own vision-language
+    model calls it: positions of three axes, DeepStack levels and masks of pictures included.
+    """
     dtype = next(model.parameters()).dtype
-
-    def embed(ids: Sequence[int]) -> np.ndarray:
-        looked: torch.Tensor = language.get_input_embeddings()(torch.tensor(list(ids), dtype=torch.long))
-        return looked.float().numpy()
-
-    rows = torch.from_numpy(splice(prompt_ids, layout.place, features, embed))[None].to(dtype)
-    positions = torch.from_numpy(layout.span(0, len(prompt_ids)))[None]
+    embed = embedder(model)
+    run = run_of(layout, prompt_ids, 0, pictures, embed)
+    cache = DynamicCache()
     answer: list[int] = []
     first: np.ndarray | None = None
-    cache: Any = None
-    seen = 0
     while len(answer) < limit:
-        seen += rows.shape[1]
-        out = language(
-            inputs_embeds=rows,
-            position_ids=positions,
-            attention_mask=torch.ones(1, seen, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = model.lm_head(out.last_hidden_state[:, -1]).float()[0]  # type: ignore[operator]
+        rows = torch.from_numpy(host_rows(run.embeds))[None].to(dtype)
+        logits: torch.Tensor = language_logits(model, rows, run.positions, cache, run.deepstack, run.groups)
         first = logits.numpy() if first is None else first
         token = int(logits.argmax())
         if token in eos:
             return answer, "eos", first
         answer.append(token)
-        cache = out.past_key_values
-        rows = torch.from_numpy(embed([token]))[None].to(dtype)
-        positions = positions[:, -1:] + 1
+        count = len(prompt_ids) + len(answer)
+        run = Run(embed([token]), layout.span(count - 1, count))
     assert first is not None
     return answer, "length", first
 
@@ -178,13 +175,14 @@ def write_golden(
     positions: Positions,
     images: ImageSettings,
     text: TextProcessor,
-    eos: list[int],
+    decoder: DecoderInfo,
     start: np.ndarray | None = None,
     marks: np.ndarray | None = None,
 ) -> GoldenInfo:
     """Answer the golden question and write `image.png`, `case.json` and `arrays.npz` into `folder` ("golden").
 
     `images` has the family's tiling, and `marks` float32 (E, H) are its rows between tokens, where it has tiles.
+    `decoder` says how its rows are placed and masked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     picture, question = golden_case()
@@ -196,9 +194,9 @@ def write_golden(
         vision = reference_vision(model, family, spec, pixels, selector, keep, start)
     messages: list[Message] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = text.prompt_ids(messages)
-    places, total = (vision.kept, spec.tokens) if vision.places is None else (vision.places, vision.total)
-    layout = Layout(picture_place(prompt, text.image_token_id), places, total, positions)
-    ids, stopped, logits = reference_answer(model, layout, prompt, vision.features, eos)
+    pictures = [vision.pictured]
+    layout = layout_of(prompt, pictures, positions, decoder, text.image_token_id)
+    ids, stopped, logits = reference_answer(model, layout, prompt, pictures, decoder.eos)
     case = {
         "question": question,
         "prompt_ids": prompt,
@@ -209,8 +207,14 @@ def write_golden(
         "positions": positions,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    if vision.places is not None:
-        case |= {"places": vision.places.tolist(), "total": vision.total}
+    arrays = {"features": vision.features, "scores": vision.scores, "logits": logits}
+    if spec.tiling is not None:
+        case |= {"places": vision.span.kept.tolist(), "total": vision.span.total}
+    if vision.span.positions is not None:
+        case |= {"advance": vision.span.advance}
+        arrays["positions"] = vision.span.positions
+    if vision.deepstack is not None:
+        arrays["deepstack"] = vision.deepstack
     (folder / "case.json").write_text(json.dumps(case, indent=2) + "\n", encoding="utf-8")
-    np.savez(folder / "arrays.npz", features=vision.features, scores=vision.scores, logits=logits)
+    np.savez(folder / "arrays.npz", **arrays)
     return GoldenInfo("golden/image.png", "golden/case.json", "golden/arrays.npz")

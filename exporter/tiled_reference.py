@@ -12,11 +12,11 @@ from torch import nn
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
 from svdprune.exporter.tiled import EMPTY
-from svdprune.runtime.answer import Sight, Tiled
+from svdprune.runtime.answer import Sight
 from svdprune.runtime.errors import NumericalError
 from svdprune.runtime.preprocess import ImageSettings, normalise
 from svdprune.runtime.tiling import tiling_of
-from svdprune.runtime.tiling.sequence import sequence
+from svdprune.runtime.tiling.pictured import sight_of
 from svdprune.runtime.tiling.slots import chosen, lay_out
 
 
@@ -67,8 +67,7 @@ def reference_tiles(
         for group, index in enumerate(kept)
     ]
     found = chosen(slots, torch.stack(features).numpy(), kept, scores.numpy(), len(cut.places))
-    made, places = sequence(cut, found.kept, found.features, embedder(model), marks)
-    return Sight(made, found.kept, found.scores, cut.pixels[0], tiled=Tiled(places, cut.total, cut.views))
+    return sight_of(cut, found, embedder(model), marks)
 
 
 def embedder(model: nn.Module) -> Callable[[Sequence[int]], np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from svdprune.runtime.arrays import AnyArray, fetched_on_read, held
+from svdprune.runtime.positions import Span
 from svdprune.runtime.tiling import View
 
 Stopped = Literal["eos", "length", "stop"]
@@ -16,11 +17,16 @@ Stopped = Literal["eos", "length", "stop"]
 
 @dataclass(frozen=True)
 class Tiled:
-    """Rows of a picture in tiles: ``places`` int64 [rows] among the unpruned one's ``total``; ``views`` to draw."""
+    """Rows of a picture in tiles: ``places`` int64 [rows] among the unpruned one's ``total``; ``views`` to draw.
+
+    ``positions`` int64 [rows, 3] and ``advance`` are for decoders with positions of three axes: see ``Span``.
+    """
 
     places: np.ndarray
     total: int
     views: list[View] = field(default_factory=list)
+    positions: np.ndarray | None = None
+    advance: int | None = None
 
 
 @fetched_on_read("features")
@@ -36,6 +42,7 @@ class Sight:
         preprocess, vision: seconds of each stage.
         tiled: where the picture was cut into tiles: what its features are rows of. K and T are this picture's, and
             ``features`` has the rows that stand between tokens, too.
+        deepstack: float32 [L, rows of ``features``, H], for decoders that add such levels; None for others.
     """
 
     features: np.ndarray
@@ -45,6 +52,7 @@ class Sight:
     preprocess: float = 0.0
     vision: float = 0.0
     tiled: Tiled | None = None
+    deepstack: np.ndarray | None = None
 
     @property
     def features_in_place(self) -> AnyArray:
@@ -60,6 +68,13 @@ class Sight:
     def total(self) -> int:
         """Rows that the unpruned picture has in the prompt."""
         return len(self.scores) if self.tiled is None else self.tiled.total
+
+    @property
+    def span(self) -> Span:
+        """The picture's rows in the prompt."""
+        if self.tiled is None:
+            return Span(self.kept_indices, self.total)
+        return Span(self.tiled.places, self.tiled.total, self.tiled.positions, self.tiled.advance)
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,11 @@ def features_stage(
 def logits_stage(vlm: Vlm, sight: Sight, golden: Golden, limits: DecoderLimits) -> Stage:
     """Judge the decoder alone: the golden prompt with the golden features."""
     began = time.perf_counter()
-    tiled = sight.tiled and dataclasses.replace(sight.tiled, places=golden.places)
-    reference = dataclasses.replace(sight, features=golden.features, kept_indices=golden.kept, tiled=tiled)
+    span = golden.span
+    tiled = sight.tiled and dataclasses.replace(sight.tiled, places=span.kept, positions=span.positions)
+    reference = dataclasses.replace(
+        sight, features=golden.features, kept_indices=golden.kept, tiled=tiled, deepstack=golden.deepstack
+    )
     logits = vlm.cached_prompt(reference).advance(golden.prompt_ids)
     seconds = time.perf_counter() - began
     cosine = float(cosines(logits[None], golden.logits[None])[0])

@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from svdprune.runtime.arrays import host_rows
 from svdprune.runtime.bundle import Bundle, open_bundle
 from svdprune.runtime.decoder import BACKENDS as DECODERS
-from svdprune.runtime.decoder import open_decoder
+from svdprune.runtime.decoder import more_inputs, open_decoder
 from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.positions import Layout, picture_place, policy_named, splice
+from svdprune.runtime.manifest import DecoderInfo
+from svdprune.runtime.positions import policy_named
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.profile.runners import Call, CallRunner, Feed, inputs_of, polygraphy, quiet
+from svdprune.runtime.prompt import Run, layout_of, run_of
 from svdprune.runtime.tiling.feed import prepare, slots_of
 from svdprune.runtime.verify_compare import Difference, Value, differences
 from svdprune.runtime.verify_golden import Golden, read_golden
@@ -220,12 +223,21 @@ def _steps(bundle: Bundle, golden: Golden) -> list[Feed]:
     info = manifest.decoder
     embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
     ids = golden.prompt_ids
-    place = picture_place(ids, manifest.processor.image_token_id)
-    layout = Layout(place, golden.places, golden.total, policy_named(golden.positions))
-    steps = [{"rows": splice(ids, place, golden.features, embed), "positions": layout.span(0, len(ids))}]
+    pictures, policy = [golden.pictured], policy_named(golden.positions)
+    layout = layout_of(ids, pictures, policy, info, manifest.processor.image_token_id)
+    runs = [run_of(layout, ids, 0, pictures, embed)]
     for number, token in enumerate(golden.answer_ids, len(ids)):
-        steps.append({"rows": embed([token]), "positions": layout.span(number, number + 1)})
-    return [{name: np.ascontiguousarray(array) for name, array in step.items()} for step in steps]
+        runs.append(Run(embed([token]), layout.span(number, number + 1)))
+    return [_step(run, info) for run in runs]
+
+
+def _step(run: Run, info: DecoderInfo) -> Feed:
+    """The arguments of ``DecoderState.append`` as inputs by name; levels and groups where the decoder has them."""
+    rows = host_rows(run.embeds)
+    feed = {"rows": rows, "positions": run.positions}
+    for name, array in more_inputs(info, len(rows), run.deepstack, run.groups).items():
+        feed[name] = array[:, 0] if name == "deepstack" else array[0]
+    return {name: np.ascontiguousarray(array) for name, array in feed.items()}
 
 
 @contextmanager
@@ -234,7 +246,9 @@ def _decoder(side: Side) -> Iterator[Call]:
     decoder = open_decoder(side.decoder, side.bundle, side.threads, side.checkpoint)
     try:
         state = decoder.start()
-        yield lambda feed: {"logits": state.append(feed["rows"], feed["positions"])[None]}
+        yield lambda feed: {
+            "logits": state.append(feed["rows"], feed["positions"], feed.get("deepstack"), feed.get("groups"))[None]
+        }
     finally:
         decoder.close()
 
@@ -250,7 +264,13 @@ def _run(ours: Side, theirs: Side, part: str, feeds: list[Feed]) -> list[list[An
         opened, inputs = _vision, inputs_of(ours.bundle.manifest.vision)
     else:
         numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
-        opened, inputs = _decoder, {"rows": ((None, hidden), numbers), "positions": ((None,), whole)}
+        info = ours.bundle.manifest.decoder
+        axes: tuple[int | None, ...] = (None,) if info.position_axes == 1 else (info.position_axes, None)
+        opened, inputs = _decoder, {"rows": ((None, hidden), numbers), "positions": (axes, whole)}
+        if info.deepstack:
+            inputs["deepstack"] = ((info.deepstack, None, hidden), numbers)
+        if info.mask != "causal":
+            inputs["groups"] = ((None,), whole)
     runners = [CallRunner(name, inputs, partial(opened, side)) for name, side in (("ours", ours), ("theirs", theirs))]
     results = polygraphy("polygraphy.comparator").Comparator.run(runners, data_loader=feeds)
     return [iterations for _, iterations in results.items()]

@@ -21,7 +21,7 @@ from svdprune.runtime.manifest import Manifest, Positions
 from svdprune.runtime.options import Options
 from svdprune.runtime.positions import policy_named
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
-from svdprune.runtime.prompt import CachedPrompt
+from svdprune.runtime.prompt import CachedPrompt, Pictured
 from svdprune.runtime.text import TextProcessor, user_message
 from svdprune.runtime.tiling.see import read_marks, see_tiles
 from svdprune.runtime.vision import VisionBackend, open_vision
@@ -111,8 +111,15 @@ class Vlm:
         stays = self.vision.device is not None and self.vision.device is self.decoder.device
         output = self.vision.encode(feed[None], on_device=True) if stays else self.vision.encode(feed[None])
         seconds = time.perf_counter() - prepared
-        features = passed(output.features_in_place[0])
-        return Sight(features, output.kept_indices[0], output.scores[0], pixels, prepared - started, seconds)
+        return Sight(
+            passed(output.features_in_place[0]),
+            output.kept_indices[0],
+            output.scores[0],
+            pixels,
+            prepared - started,
+            seconds,
+            deepstack=None if output.deepstack is None else output.deepstack[0],
+        )
 
     def close(self) -> None:
         """Close the backends; nothing can be asked after that."""
@@ -189,32 +196,35 @@ class Vlm:
         """
         return self.text.prompt_ids([user_message(self.text.check_question(question), picture=True)])
 
-    def cached_prompt(self, sight: Sight) -> CachedPrompt:
-        """An empty cache for prompts about a picture.
+    def cached_prompt(self, sights: Sight | Sequence[Sight]) -> CachedPrompt:
+        """An empty cache for prompts about a picture, or about several.
+
+        Raises:
+            UserError: a ``Sight`` is of a bundle with other sizes.
+        """
+        pictures = [self.pictured(sight) for sight in ([sights] if isinstance(sights, Sight) else sights)]
+        manifest = self.manifest
+        return CachedPrompt(
+            self.decoder, self.embed, pictures, self.positions, manifest.decoder, manifest.processor.image_token_id
+        )
+
+    def pictured(self, sight: Sight) -> Pictured:
+        """A picture as a prompt takes it.
 
         Raises:
             UserError: the ``Sight`` is of a bundle with other sizes.
         """
-        manifest = self.manifest
-        features, tiles = sight.features_in_place, manifest.vision.tiles
+        info = self.manifest.vision
+        features, tiles = sight.features_in_place, info.tiles
         shapes = (features.shape, sight.scores.shape)
-        tokens = manifest.vision.tokens if tiles is None else len(sight.scores)
-        wanted = ((len(sight.places), manifest.vision.hidden), (tokens,))
+        tokens = info.tokens if tiles is None else len(sight.scores)
+        wanted = ((len(sight.places), info.hidden), (tokens,))
         if shapes != wanted or (tiles is None) != (sight.tiled is None):
             raise UserError(
                 f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle {wanted[0]} and {wanted[1]}: "
                 "see the picture with the bundle that answers"
             )
-        return CachedPrompt(
-            self.decoder,
-            self.embed,
-            features,
-            sight.places,
-            sight.total,
-            self.positions,
-            manifest.decoder.context,
-            manifest.processor.image_token_id,
-        )
+        return Pictured(sight.span, features, sight.deepstack)
 
     def first_logits(self, sight: Sight, question: str) -> np.ndarray:
         """Logits float32 [V] from which the first token of the answer is chosen."""

@@ -13,7 +13,7 @@ from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.engines.build import profiles_of
 from svdprune.runtime.engines.key import BuildOptions, Profile
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.positions import Layout, picture_place, policy_named, splice
+from svdprune.runtime.positions import one_picture, picture_place, policy_named, splice
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
 from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.verify_metrics import VISION_LIMITS, limits_for
@@ -101,7 +101,7 @@ def _decoder(bundle: Bundle) -> list[Job]:
     embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
     ids = golden.prompt_ids
     place = picture_place(ids, bundle.manifest.processor.image_token_id)
-    layout = Layout(place, golden.kept, bundle.manifest.vision.tokens, policy_named(golden.positions))
+    layout = one_picture(place, golden.kept, bundle.manifest.vision.tokens, policy_named(golden.positions))
     prompt, positions = splice(ids, place, golden.features, embed), layout.span(0, len(ids))
     token = embed(golden.answer_ids[:1] or [info.eos[0]])
     varying = {"inputs_embeds": (1, -1, info.hidden), "position_ids": (1, -1)}

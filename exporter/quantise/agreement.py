@@ -13,7 +13,8 @@ from svdprune.exporter.golden import reference_answer
 from svdprune.exporter.quantise.plan import Plan
 from svdprune.exporter.quantise.vision import Quantised
 from svdprune.runtime.manifest import BlockSensitivity, Positions, QuantisationInfo
-from svdprune.runtime.positions import Layout, picture_place
+from svdprune.runtime.positions import one_picture, picture_place
+from svdprune.runtime.prompt import Pictured
 from svdprune.runtime.text import TextProcessor, user_message
 
 
@@ -23,8 +24,9 @@ def first_token(
 ) -> int:
     """The most likely first token of the answer, by transformers, from a vision graph's features."""
     prompt = text.prompt_ids([user_message(question, picture=True)])
-    layout = Layout(picture_place(prompt, text.image_token_id), seen.kept, tokens, positions)
-    _, _, logits = reference_answer(model, layout, prompt, seen.features, [], limit=1)
+    layout = one_picture(picture_place(prompt, text.image_token_id), seen.kept, tokens, positions)
+    pictures = [Pictured(layout.spans[0], seen.features)]
+    _, _, logits = reference_answer(model, layout, prompt, pictures, [], limit=1)
     return int(logits.argmax())
 
 

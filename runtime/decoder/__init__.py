@@ -9,6 +9,7 @@ import numpy as np
 from svdprune.runtime.arrays import Rows, row_count
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.errors import NumericalError, UserError
+from svdprune.runtime.manifest import DecoderInfo
 from svdprune.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,12 +24,21 @@ class DecoderState(Protocol):
         """How many rows the cache holds."""
         ...
 
-    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
+    def append(
+        self,
+        embeds: Rows,
+        positions: np.ndarray,
+        deepstack: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Put rows after those in the cache.
 
         Args:
             embeds: float32 [n, H], n of 1 or more, whole or in pieces; pieces may lie on the decoder's ``device``.
-            positions: int64 [n]; gaps are allowed.
+            positions: int64 [n], or [3, n] for a decoder with positions of three axes; gaps are allowed.
+            deepstack: float32 [L, n, H], level l is added to the hidden states after layer l; None for zeros.
+            groups: int64 [n]; rows of one group (0 or more) see each other in both directions, -1 is in none. None
+                puts no row in a group. Only for a decoder with a mask that has groups.
 
         Returns:
             float32 [V], the logits after the last row.
@@ -114,12 +124,47 @@ def open_decoder(
     return decoder
 
 
-def check_rows(embeds: Rows, positions: np.ndarray, hidden: int) -> None:
-    """Refuse rows that do not fit together: a caller's bug, so a ``ValueError``."""
+def check_rows(
+    embeds: Rows,
+    positions: np.ndarray,
+    info: DecoderInfo,
+    deepstack: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> None:
+    """Refuse rows that do not fit together or the decoder: a caller's bug, so a ``ValueError``."""
     shapes = [piece.shape for piece in ([embeds] if isinstance(embeds, np.ndarray) else embeds)]
+    count, hidden, axes = row_count(embeds), info.hidden, info.position_axes
     fits = all(len(shape) == 2 and shape[1] == hidden for shape in shapes)
-    if not fits or row_count(embeds) < 1 or positions.shape != (row_count(embeds),):
-        raise ValueError(f"rows {shapes} and positions {positions.shape} do not fit a hidden size of {hidden}")
+    if not fits or count < 1 or positions.shape != ((count,) if axes == 1 else (axes, count)):
+        raise ValueError(
+            f"rows {shapes} and positions {positions.shape} of {axes} axes do not fit a hidden size of {hidden}"
+        )
+    if deepstack is not None and (not info.deepstack or deepstack.shape != (info.deepstack, count, hidden)):
+        raise ValueError(f"deepstack {deepstack.shape} does not fit {info.deepstack} levels of {count} rows")
+    if groups is not None and (info.mask == "causal" or groups.shape != (count,)):
+        raise ValueError(f"groups {groups.shape} do not fit {count} rows and the mask {info.mask}")
+
+
+def more_inputs(
+    info: DecoderInfo, count: int, deepstack: np.ndarray | None, groups: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The inputs of a decoder graph that only some models have, for ``count`` rows of one sequence, by name.
+
+    ``deepstack`` float32 [L, 1, n, H] and ``groups`` int64 [1, n]: see ``DecoderState.append``.
+    """
+    inputs: dict[str, np.ndarray] = {}
+    if info.deepstack:
+        given = np.zeros((info.deepstack, count, info.hidden), np.float32) if deepstack is None else deepstack
+        inputs["deepstack"] = np.ascontiguousarray(given[:, None], np.float32)
+    if info.mask != "causal":
+        given = np.full(count, -1, np.int64) if groups is None else groups
+        inputs["groups"] = np.ascontiguousarray(given[None], np.int64)
+    return inputs
+
+
+def graph_positions(positions: np.ndarray) -> np.ndarray:
+    """``position_ids`` of a decoder graph for one sequence: int64 [1, n], or [3, 1, n]."""
+    return np.ascontiguousarray(positions[None] if positions.ndim == 1 else positions[:, None], np.int64)
 
 
 def check_logits(logits: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from svdprune.runtime.arrays import Rows, host_rows, row_count
 from svdprune.runtime.bundle import Bundle
-from svdprune.runtime.decoder import check_logits, check_rows
+from svdprune.runtime.decoder import check_logits, check_rows, graph_positions, more_inputs
 from svdprune.runtime.decoder.kv_cache import GrowingCache, KvCache, SharedCache
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.manifest import DecoderInfo
@@ -40,13 +40,20 @@ class OnnxDecoder:
         self.session, self.path, self.info = session, path, info
         self.past = [f"past_key_values.{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self.present = [f"present.{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
-        check_names(path, "input", [*_INPUTS, *self.past], [item.name for item in session.get_inputs()])
+        more = {"deepstack": "tensor(float)"} if info.deepstack else {}
+        more |= {"groups": "tensor(int64)"} if info.mask != "causal" else {}
+        check_names(path, "input", [*_INPUTS, *more, *self.past], [item.name for item in session.get_inputs()])
         check_names(path, "output", ["logits", *self.present], [item.name for item in session.get_outputs()])
         types = {item.name: item.type for item in session.get_inputs()}
-        for name, wanted in _INPUTS.items():
+        for name, wanted in (_INPUTS | more).items():
             if types[name] != wanted:
                 raise BundleError(f"{path} takes {name} as {types[name]}, not {wanted}: export the bundle again")
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        axes = {item.name: len(item.shape) for item in session.get_inputs()}["position_ids"]
+        if axes != (2 if info.position_axes == 1 else 3):
+            raise BundleError(
+                f"{path} takes positions of another number of axes than {info.position_axes}: export again"
+            )
         if types[self.past[0]] not in kinds:
             raise BundleError(f"{path} keeps its cache as {types[self.past[0]]}: export the bundle again")
         self.cache_dtype = kinds[types[self.past[0]]]
@@ -78,15 +85,23 @@ class OnnxState:
         """Rows in the cache."""
         return self._cache.length
 
-    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
+    def append(
+        self,
+        embeds: Rows,
+        positions: np.ndarray,
+        deepstack: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
         """See ``DecoderState.append``."""
         decoder, rows = self._decoder, row_count(embeds)
-        check_rows(embeds, positions, decoder.info.hidden)
+        check_rows(embeds, positions, decoder.info, deepstack, groups)
         total = self._cache.length + rows
         binding = decoder.session.io_binding()
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(host_rows(embeds)[None], np.float32))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
-        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions[None], np.int64))
+        binding.bind_cpu_input("position_ids", graph_positions(positions))
+        for name, array in more_inputs(decoder.info, rows, deepstack, groups).items():
+            binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
         self._cache.bind(binding, decoder.past, decoder.present, rows)
         try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from svdprune.runtime.arrays import AnyArray, DeviceArray, Rows, row_count
 from svdprune.runtime.bundle import Bundle
-from svdprune.runtime.decoder import check_logits, check_rows
+from svdprune.runtime.decoder import check_logits, check_rows, graph_positions, more_inputs
 from svdprune.runtime.engines.device import Device
 from svdprune.runtime.engines.installation import Installation
 from svdprune.runtime.engines.open import check_tensors, open_engine
@@ -95,6 +95,8 @@ class EngineDecoder:
         self.session = EngineSession(trt, data, device, where, alias=alias, host_code=host_code)
         wanted: dict[str, str | tuple[str, ...]] = {"inputs_embeds": "float32", "logits": "float32"}
         wanted |= {"position_ids": "int64", "write_index": "int64"}
+        wanted |= {"deepstack": "float32"} if info.deepstack else {}
+        wanted |= {"groups": "int64"} if info.mask != "causal" else {}
         wanted |= dict.fromkeys((*alias, *self.past), _HALF_OR_FULL)
         try:
             check_tensors(self.session, wanted)
@@ -163,10 +165,16 @@ class EngineState:
         """Rows in the cache."""
         return self._length
 
-    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
-        """See ``DecoderState.append``."""
+    def append(
+        self,
+        embeds: Rows,
+        positions: np.ndarray,
+        deepstack: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """See ``DecoderState.append``. Rows of one group must come in one run of the engine."""
         decoder, rows = self._decoder, row_count(embeds)
-        check_rows(embeds, positions, decoder.info.hidden)
+        check_rows(embeds, positions, decoder.info, deepstack, groups)
         capacity = decoder.capacity or 0
         if self._length + rows > capacity:
             raise UserError(
@@ -178,12 +186,19 @@ class EngineState:
         done = 0
         while done < rows:
             count = min(rows - done, decoder.most)
+            count = _whole_groups(groups, done, count)
             start = self._length + done
             outputs = decoder.session.run(
                 {
                     "inputs_embeds": Pieces((1, count, decoder.info.hidden), _part(pieces, done, done + count)),
-                    "position_ids": positions[None, done : done + count],
+                    "position_ids": graph_positions(positions[..., done : done + count]),
                     "write_index": np.array([start], np.int64),
+                    **more_inputs(
+                        decoder.info,
+                        count,
+                        None if deepstack is None else deepstack[:, done : done + count],
+                        None if groups is None else groups[done : done + count],
+                    ),
                 },
                 in_place=self._cache,
                 repeats=count == 1,
@@ -214,6 +229,24 @@ class EngineState:
             _, heads, rows, width = array.shape
             size = width * array.dtype.itemsize
             self._decoder.device.clear_rows(array.pointer + start * size, rows * size, (stop - start) * size, heads)
+
+
+def _whole_groups(groups: np.ndarray | None, start: int, count: int) -> int:
+    """``count`` rows from ``start``, or fewer where the last of them would part a group.
+
+    Raises:
+        UserError: a group that is longer than one run.
+    """
+    stop = start + count
+    if groups is None or stop >= len(groups) or groups[stop] < 0 or groups[stop] != groups[stop - 1]:
+        return count
+    inside = np.flatnonzero(groups[start:stop] != groups[stop])
+    if not len(inside):
+        raise UserError(
+            f"the rows that see each other are more than the {count:,} that the decoder engine takes at once: prune "
+            "harder, or export with a larger --cache"
+        )
+    return int(inside[-1]) + 1
 
 
 def _part(pieces: list[AnyArray], start: int, stop: int) -> list[AnyArray]:

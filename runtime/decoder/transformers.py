@@ -8,9 +8,10 @@ import numpy as np
 
 from svdprune.runtime.arrays import Rows, host_rows
 from svdprune.runtime.bundle import Bundle
-from svdprune.runtime.decoder import check_logits, check_rows
+from svdprune.runtime.decoder import check_logits, check_rows, graph_positions
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.lazy import require
+from svdprune.runtime.manifest import DecoderInfo
 
 
 def open_decoder(bundle: Bundle, threads: int | None, checkpoint: str) -> TransformersDecoder:
@@ -36,7 +37,7 @@ def open_decoder(bundle: Bundle, threads: int | None, checkpoint: str) -> Transf
         model = auto.from_pretrained(checkpoint, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{checkpoint} cannot be loaded ({_first_line(error)}): check the path") from error
-    language = model.model.language_model if whole else model.model
+    language = model.get_decoder()
     hidden, vocab = language.config.hidden_size, model.lm_head.out_features
     info = bundle.manifest.decoder
     if (hidden, vocab) != (info.hidden, info.vocab):
@@ -44,18 +45,72 @@ def open_decoder(bundle: Bundle, threads: int | None, checkpoint: str) -> Transf
             f"{checkpoint} has hidden size {hidden} and vocabulary {vocab:,}, the bundle {info.hidden} and "
             f"{info.vocab:,}: give the checkpoint it was exported from"
         )
-    return TransformersDecoder(language, model.lm_head)
+    return TransformersDecoder(model, info)
+
+
+def language_logits(
+    model: Any,
+    embeds: Any,
+    positions: np.ndarray,
+    cache: Any,
+    deepstack: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Any:
+    """Run a model's language half as the model itself does.
+
+    The mask of ones matters: without one, transformers reads gaps in the positions as several packed sequences.
+
+    Args:
+        model: of transformers, with its head: a vision-language model, or a language model alone.
+        embeds: torch tensor [1, n, H].
+        positions, deepstack, groups: as ``DecoderState.append`` takes them.
+        cache: holds the rows before these, and these afterwards.
+
+    Returns:
+        Torch tensor float32 [V], the logits after the last row.
+
+    Raises:
+        UserError: groups, with a language model alone, whose masks know none.
+    """
+    import torch
+
+    count, seen = embeds.shape[1], int(cache.get_seq_length())
+    language: Any = model.get_decoder()
+    run = language
+    more: dict[str, Any] = {}
+    if deepstack is not None:
+        more["visual_pos_masks"] = torch.ones((1, count), dtype=torch.bool)
+        more["deepstack_visual_embeds"] = [torch.from_numpy(level).to(embeds.dtype) for level in deepstack]
+    if groups is not None and (groups >= 0).any():
+        run = model.model  # which makes the masks from the types of the rows
+        if run is language:
+            raise UserError("a language model alone cannot mask the rows of a picture: give the whole checkpoint")
+        types = np.concatenate([np.zeros(seen, np.int64), groups >= 0])
+        if model.config.model_type == "paligemma":  # there 0 is what sees all of the prompt
+            types = 1 - types
+        more["token_type_ids"] = torch.from_numpy(types[None])
+    output = run(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones((1, seen + count), dtype=torch.int64),
+        position_ids=torch.from_numpy(graph_positions(positions)),
+        past_key_values=cache,
+        use_cache=True,
+        **more,
+    )
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, -1])[0].float()
+    cap = getattr(language.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class TransformersDecoder:
-    """A ``Decoder`` over a transformers language model (embeddings to hidden states) and its head."""
+    """A ``Decoder`` over a model of transformers, whose language half and head are used."""
 
     name = "transformers"
     device = None
     capacity = None
 
-    def __init__(self, language: Any, head: Any) -> None:
-        self.language, self.head = language, head
+    def __init__(self, model: Any, info: DecoderInfo) -> None:
+        self.model, self.info = model, info
 
     def start(self) -> TransformersState:
         """A state without rows."""
@@ -63,7 +118,7 @@ class TransformersDecoder:
 
     def close(self) -> None:
         """See ``Decoder.close``."""
-        self.language = self.head = None
+        self.model = None
 
 
 class TransformersState:
@@ -80,26 +135,22 @@ class TransformersState:
         """Rows in the cache."""
         return int(self._cache.get_seq_length())
 
-    def append(self, embeds: Rows, positions: np.ndarray) -> np.ndarray:
-        """See ``DecoderState.append``.
-
-        The mask of ones matters: without one, transformers reads gaps in the positions as several packed sequences.
-        """
+    def append(
+        self,
+        embeds: Rows,
+        positions: np.ndarray,
+        deepstack: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """See ``DecoderState.append``."""
         import torch
 
-        check_rows(embeds, positions, self._decoder.language.config.hidden_size)
-        rows = host_rows(embeds)
-        total = self.length + len(rows)
+        decoder = self._decoder
+        check_rows(embeds, positions, decoder.info, deepstack, groups)
+        rows = torch.tensor(host_rows(embeds)[None], dtype=torch.float32)
         with torch.inference_mode():
-            output = self._decoder.language(
-                inputs_embeds=torch.tensor(rows[None], dtype=torch.float32),
-                attention_mask=torch.ones((1, total), dtype=torch.int64),
-                position_ids=torch.tensor(positions[None], dtype=torch.int64),
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-            logits = self._decoder.head(output.last_hidden_state[:, -1])  # [1, V]
-        return check_logits(logits[0].numpy())
+            logits = language_logits(decoder.model, rows, positions, self._cache, deepstack, groups)
+        return check_logits(logits.numpy())
 
     def truncate(self, length: int) -> None:
         """See ``DecoderState.truncate``."""

@@ -30,7 +30,8 @@ from svdprune.runtime.profile.report import (
 from svdprune.runtime.profile.runners import Feed, quiet
 from svdprune.runtime.profile.stats import Summary
 from svdprune.runtime.profile.where import backend_versions, where
-from svdprune.runtime.prompt import CachedPrompt
+from svdprune.runtime.positions import Span
+from svdprune.runtime.prompt import CachedPrompt, Pictured
 from svdprune.runtime.tiling.feed import prepare, rows_of
 from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.verify_metrics import decoder_precision
@@ -164,25 +165,15 @@ def _run(vlm: Vlm, graph: Graph, picture: Path, question: str, new_tokens: int, 
     outputs = graph.runner.infer(prepared.inputs, check_inputs=False)
     stages[VISION].append(graph.runner.last_inference_time())
     manifest = vlm.manifest
-    features = outputs["features"][0]
     began = clock()
-    tiled = rows_of(prepared, outputs, vlm)
+    seen = rows_of(prepared, outputs, vlm)
     stages[VISION][-1] += clock() - began
-    if tiled is not None:
-        features, places, total = tiled
-    else:
-        places, total = kept_of(graph, dict(outputs)), manifest.vision.tokens
-    if isinstance(features, np.ndarray):
-        check_finite("features", features)
+    if seen is None:
+        seen = Pictured(Span(kept_of(graph, dict(outputs)), manifest.vision.tokens), outputs["features"][0])
+    if isinstance(seen.features, np.ndarray):
+        check_finite("features", seen.features)
     prompt = CachedPrompt(
-        vlm.decoder,
-        vlm.embed,
-        features,
-        places,
-        total,
-        vlm.positions,
-        manifest.decoder.context,
-        manifest.processor.image_token_id,
+        vlm.decoder, vlm.embed, [seen], vlm.positions, manifest.decoder, manifest.processor.image_token_id
     )
     began = clock()
     token = int(prompt.advance(vlm.prompt_ids(question)).argmax())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
+from svdprune.runtime.prompt import Pictured
 from svdprune.runtime.tiling import Cut, tiling_of
-from svdprune.runtime.tiling.sequence import sequence
+from svdprune.runtime.tiling.pictured import pictured
 from svdprune.runtime.tiling.slots import Slots, chosen, lay_out
 
 if TYPE_CHECKING:
@@ -44,25 +45,27 @@ def prepare(image: ImageSource, settings: ImageSettings, manifest: Manifest) -> 
     return Prepared({"pixels": pixels, "sources": slots.sources, "weights": slots.weights, **cut.extras}, cut, slots)
 
 
-def rows_of(
-    prepared: Prepared, outputs: Mapping[str, np.ndarray], vlm: Vlm
-) -> tuple[np.ndarray, np.ndarray, int] | None:
+def rows_of(prepared: Prepared, outputs: Mapping[str, np.ndarray], vlm: Vlm) -> Pictured | None:
     """Rows of a picture in tiles, as ``Vlm.see`` makes them; None for a picture that is not.
 
     Args:
-        outputs: ``features`` [G, K, H], and ``kept_indices`` [G, K] unless nothing was dropped.
-
-    Returns:
-        float32 [r, H], their places int64 [r], and how many the unpruned picture has.
+        outputs: ``features`` [G, K, H], ``kept_indices`` [G, K] unless nothing was dropped, and ``deepstack``
+            [G, L, K, H] where the graph gives it.
     """
     if prepared.cut is None or prepared.slots is None:
         return None
     groups, slots = prepared.slots.sources.shape[:2]
     kept = outputs.get("kept_indices", np.tile(np.arange(slots), (groups, 1)))
     scores = outputs.get("scores", np.zeros((groups, slots), np.float32))
-    found = chosen(prepared.slots, np.asarray(outputs["features"]), kept, scores, len(prepared.cut.places))
-    rows, places = sequence(prepared.cut, found.kept, found.features, vlm.embed, vlm.marks)
-    return rows, places, prepared.cut.total
+    found = chosen(
+        prepared.slots,
+        np.asarray(outputs["features"]),
+        kept,
+        scores,
+        len(prepared.cut.places),
+        None if "deepstack" not in outputs else np.asarray(outputs["deepstack"]),
+    )
+    return pictured(prepared.cut, found, vlm.embed, vlm.marks)
 
 
 def slots_of(feed: Mapping[str, np.ndarray]) -> Slots | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from svdprune.runtime.answer import Sight, Tiled
+from svdprune.runtime.answer import Sight
 from svdprune.runtime.errors import BundleError
 from svdprune.runtime.preprocess import normalise, open_image
 from svdprune.runtime.tiling import TilesInfo, tiling_of
-from svdprune.runtime.tiling.sequence import sequence
+from svdprune.runtime.tiling.pictured import sight_of
 from svdprune.runtime.tiling.slots import chosen, lay_out
 
 if TYPE_CHECKING:
@@ -30,11 +31,10 @@ def see_tiles(vlm: Vlm, image: ImageSource, tiles: TilesInfo) -> Sight:
     feed = cut.pixels if info.input == "uint8" else normalise(cut.pixels, settings)
     prepared = time.perf_counter()
     output = vlm.vision.encode(feed, slots=slots)
-    found = chosen(slots, output.features, output.kept_indices, output.scores, len(cut.places))
-    rows, places = sequence(cut, found.kept, found.features, vlm.embed, vlm.marks)
+    found = chosen(slots, output.features, output.kept_indices, output.scores, len(cut.places), output.deepstack)
+    sight = sight_of(cut, found, vlm.embed, vlm.marks)
     seconds = time.perf_counter() - prepared
-    tiled = Tiled(places, cut.total, cut.views)
-    return Sight(rows, found.kept, found.scores, cut.pixels[0], prepared - started, seconds, tiled)
+    return dataclasses.replace(sight, preprocess=prepared - started, vision=seconds)
 
 
 def read_marks(bundle: Bundle) -> np.ndarray | None:

@@ -46,7 +46,8 @@ def lay_out(cut: Cut, tiles: TilesInfo, size: int) -> Slots:
     if max(map(len, groups)) > size or cut.sources.shape[1] > tiles.sources:
         raise BundleError(f"the picture has more tokens than the {size} that the vision graph takes: export it again")
     shape = (len(groups), size, tiles.sources)
-    slots = Slots(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.full(shape[:2], ABSENT, np.int64), cut.extras)
+    absent = np.full(shape[:2], ABSENT, np.int64)
+    slots = Slots(np.zeros(shape, np.int64), np.zeros(shape, np.float32), absent, cut.extras)
     wide = cut.sources.shape[1]
     for number, group in enumerate(groups):
         slots.sources[number, : len(group), :wide] = cut.sources[group]
@@ -57,18 +58,32 @@ def lay_out(cut: Cut, tiles: TilesInfo, size: int) -> Slots:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The kept candidates. kept: int64 [k], ascending. features: float32 [k, H]. scores: float32 [n], of all."""
+    """The kept candidates.
+
+    Attributes:
+        kept: int64 [k], ascending. features: float32 [k, H]. scores: float32 [n], of all.
+        deepstack: float32 [L, k, H], or None.
+    """
 
     kept: np.ndarray
     features: np.ndarray
     scores: np.ndarray
+    deepstack: np.ndarray | None = None
 
 
-def chosen(slots: Slots, features: np.ndarray, kept: np.ndarray, scores: np.ndarray, count: int) -> Chosen:
+def chosen(
+    slots: Slots,
+    features: np.ndarray,
+    kept: np.ndarray,
+    scores: np.ndarray,
+    count: int,
+    deepstack: np.ndarray | None = None,
+) -> Chosen:
     """Drop the empty slots and bring what is left into the order of the prompt.
 
     Args:
-        features: float32 [G, K, H]; kept: int64 [G, K]; scores: float32 [G, S]: of the vision graph.
+        features: float32 [G, K, H]; kept: int64 [G, K]; scores: float32 [G, S]; deepstack: float32 [G, L, K, H] or
+            None: of the vision graph.
         count: n, how many candidates there are.
     """
     found = np.take_along_axis(slots.candidates, kept, 1).ravel()
@@ -78,4 +93,8 @@ def chosen(slots: Slots, features: np.ndarray, kept: np.ndarray, scores: np.ndar
     all_scores = np.zeros(count, np.float32)
     all_scores[slots.candidates[filled]] = scores[filled]
     rows = features.reshape(-1, features.shape[2])[order]
-    return Chosen(found[order], rows, all_scores)
+    levels = None
+    if deepstack is not None:
+        first = np.moveaxis(deepstack, 1, 0)  # [L, G, K, H]
+        levels = np.ascontiguousarray(first.reshape(len(first), -1, first.shape[3])[:, order])
+    return Chosen(found[order], rows, all_scores, levels)

@@ -15,7 +15,7 @@ from svdprune.runtime.cli.app import group
 from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import DecoderEngineInfo
-from svdprune.runtime.positions import Layout, picture_place, splice
+from svdprune.runtime.positions import one_picture, picture_place, splice
 from svdprune.runtime.verify import verify
 from svdprune.runtime.verify_golden import read_golden
 
@@ -63,7 +63,7 @@ def test_the_graph_gives_the_golden_logits(tiny_llava: Path, tmp_path: Path) -> 
     assert decoder.engine.cache == decoder.context  # 256: below the usual 2048
     embed = Embedding(bundle.file(decoder.embedding), decoder.vocab, decoder.hidden)
     place = picture_place(golden.prompt_ids, bundle.manifest.processor.image_token_id)
-    layout = Layout(place, golden.kept, bundle.manifest.vision.tokens, "original")
+    layout = one_picture(place, golden.kept, bundle.manifest.vision.tokens, "original")
     positions = layout.span(0, len(golden.prompt_ids))
     assert np.diff(positions).max() > 1  # with gaps
     rows = splice(golden.prompt_ids, place, golden.features, embed)

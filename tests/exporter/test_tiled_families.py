@@ -30,6 +30,7 @@ from svdprune.exporter.rules import check_graph
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
 from svdprune.exporter.vision import build_vision, save_graph
 from svdprune.runtime import load
+from svdprune.runtime.arrays import host_rows
 from svdprune.runtime.bundle import open_bundle
 from svdprune.runtime.engines import build as build_module
 from svdprune.runtime.engines.build import BuildRequest, build_engines, profiles_of
@@ -371,8 +372,8 @@ def test_backends_are_compared_and_profiled(bundles: Bundles, options: dict[str,
     (bundle / "unpruned.onnx").unlink()
     assert whole is not None
     assert (report.pruned.prompt, report.unpruned.prompt) == (text + len(sight.features), text + sight.total)
-    np.testing.assert_array_equal(whole[1], np.arange(sight.total))
-    np.testing.assert_allclose(whole[0][sight.places], sight.features, atol=1e-4)
+    np.testing.assert_array_equal(whole.span.kept, np.arange(sight.total))
+    np.testing.assert_allclose(host_rows([whole.features])[sight.places], sight.features, atol=1e-4)
 
 
 def test_a_bundle_of_tiles_is_encoded_one_picture_at_a_time(bundles: Bundles) -> None:

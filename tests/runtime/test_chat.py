@@ -29,9 +29,9 @@ class Counting:
         state, rows = self.decoder.start(), self.rows
         append = state.append
 
-        def counted(embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        def counted(embeds: np.ndarray, positions: np.ndarray, *more: Any) -> np.ndarray:
             rows.append(len(embeds))
-            logits: np.ndarray = append(embeds, positions)
+            logits: np.ndarray = append(embeds, positions, *more)
             return logits
 
         state.append = counted

@@ -13,7 +13,7 @@ import tiny
 
 from svdprune.runtime import AnswerStream, BundleError, NumericalError, UserError, Vlm, load
 from svdprune.runtime.manifest import Positions
-from svdprune.runtime.positions import Layout
+from svdprune.runtime.positions import one_picture
 
 Opener = Callable[..., Vlm]
 
@@ -21,7 +21,7 @@ Opener = Callable[..., Vlm]
 def greedy(vlm: Vlm, ids: list[int], features: np.ndarray, kept: np.ndarray, count: int) -> list[int]:
     """Greedy tokens by the reference: the whole sequence anew for each token."""
     chosen: list[int] = []
-    layout = Layout(ids.index(3), kept, tiny.TOKENS, vlm.positions)
+    layout = one_picture(ids.index(3), kept, tiny.TOKENS, vlm.positions)
     for _ in range(count):
         row = [*ids, *chosen]
         embeds = tiny.weights()["embed"][row]
