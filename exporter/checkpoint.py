@@ -28,17 +28,23 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #   language_model.model.layers.0...   language_model.lm_head.weight   vision_tower.vision_model.encoder...   (hub)
 #   language_model.layers.0...         lm_head.weight                  vision_tower.encoder...
 #   model.language_model.layers.0...   lm_head.weight                  model.vision_tower.encoder...  (transformers 5)
+#   model.text_model.layers.0...       lm_head.weight                  model.vision_model.encoder...  (Idefics3)
 _RULES = (
     (re.compile(r"^(?:model\.)?language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^(?:model\.)?language_model\.(?:model\.)?"), "model.language_model."),
     (re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?"), "model.vision_tower."),
     (re.compile(r"^(?:model\.)?multi_modal_projector\."), "model.multi_modal_projector."),
+    (re.compile(r"^model\.text_model\."), "model.language_model."),
+    (re.compile(r"^model\.vision_model\."), "model.vision_tower."),
     (re.compile(r"^(?:model\.)?image_newline$"), "model.image_newline"),
+    (re.compile(r"^(?:model\.)?visual\."), "model.visual."),
+    (re.compile(r"^model\.(layers|embed_tokens|norm)\."), r"model.language_model.\1."),
 )
 
 
 def canonical_name(name: str) -> str:
-    """The name that transformers 5 gives in memory to the tensor called `name` in a LLaVA checkpoint of any age.
+    """The name that transformers 5 gives in memory to the tensor called `name` in a LLaVA checkpoint of any age; the
+    parts of other families have the names of LLaVA's where they do the same.
 
     `model.vision_tower.*`, `model.multi_modal_projector.*`, `model.language_model.*` and `lm_head.*`; a name of no
     known layout is returned unchanged. Idempotent.

@@ -25,15 +25,16 @@ def image_values(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: neither file is there, or they lack the mean and deviation.
     """
     values = image_processor(checkpoint)
-    missing = [k for k in ("image_mean", "image_std", "size") if k not in values]
+    areas = "merge_size" in values  # Qwen's: its sizes are limits of a picture's area, which its tiling has
+    missing = [k for k in ("image_mean", "image_std", *([] if areas else ["size"])) if k not in values]
     if missing:
         raise UserError(
             f"the image processor of {checkpoint.folder} lacks {', '.join(missing)}: download the checkpoint again"
         )
     return {
-        "resize": _size(values["size"]) if values.get("do_resize", True) else None,
+        "resize": _size(values["size"]) if values.get("do_resize", True) and not areas else None,
         "resample": values.get("resample", BICUBIC),
-        "crop": _square(values.get("crop_size", values["size"])) if values.get("do_center_crop", False) else None,
+        "crop": _square(values.get("crop_size", values.get("size"))) if values.get("do_center_crop", False) else None,
         "rescale": values.get("rescale_factor", _RESCALE) if values.get("do_rescale", True) else 1.0,
         "mean": values["image_mean"] if values.get("do_normalize", True) else [0.0, 0.0, 0.0],
         "std": values["image_std"] if values.get("do_normalize", True) else [1.0, 1.0, 1.0],
@@ -54,13 +55,11 @@ def image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
     return values
 
 
-def _size(size: Any) -> dict[str, int]:
-    """A resize target; early releases wrote a bare number for the shortest edge."""
-    return (
-        {"shortest_edge": size}
-        if isinstance(size, int)
-        else {k: size[k] for k in ("shortest_edge", "height", "width") if k in size}
-    )
+def _size(size: Any) -> dict[str, int] | None:
+    """A resize target; early releases wrote a bare number for the shortest edge. None for a longest edge: of tiles."""
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    return {k: size[k] for k in ("shortest_edge", "height", "width") if k in size} or None
 
 
 def _square(size: Any) -> dict[str, int]:
@@ -79,6 +78,14 @@ def image_token(checkpoint: Checkpoint) -> int:
             f"{checkpoint.folder}/config.json has no image_token_index: it does not say where a picture goes"
         )
     return found
+
+
+def special_token(checkpoint: Checkpoint, name: str) -> str | None:
+    """The text of one of the tokenizer's own special tokens, such as `start_image_token`; None where it names none."""
+    settings = checkpoint.json("tokenizer_config.json") or {}
+    own = settings.get("extra_special_tokens")  # a list in some releases, without names
+    found = settings.get(name) or (own.get(name) if isinstance(own, dict) else None)
+    return _text_of(found)
 
 
 def write_processor(

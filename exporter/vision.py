@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.graft import graft
 from svdprune.exporter.selection import SelectorConfig, selector_model
-from svdprune.exporter.tiled import candidates, joined, kept_rows, mask_scores
+from svdprune.exporter.tiled import candidates, joined, kept_levels, kept_rows, mask_scores
 
 OPSET = 18
 EXTERNAL_ABOVE = 64 << 20  # bytes of weights beyond which they go into a file of their own, written piece by piece
@@ -47,13 +47,13 @@ class Normalised(nn.Module):
         self.register_buffer("scale", (spec.rescale / std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (mean / std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """uint8 (B, height, width, 3) or, when not `raw`, normalised float32 (B, 3, height, width)."""
+    def forward(self, pixels: torch.Tensor, *extras: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """uint8 (B, height, width, 3) or, when not `raw`, normalised float32 (B, 3, height, width); and the extras."""
         if self.raw:
             # The cast comes first: TensorRT takes uint8 at a network's input and for a Cast, nowhere else.
             pixels = pixels.float().permute(0, 3, 1, 2) * self.scale - self.shift
-        tokens, attention = self.encoder(pixels.to(self.dtype))
-        return (tokens, attention.float()) if self.attention else (tokens,)
+        tokens, attention, *levels = self.encoder(pixels.to(self.dtype), *extras)
+        return (tokens, *([attention.float()] if self.attention else []), *levels)
 
 
 def build_vision(
@@ -72,7 +72,8 @@ def build_vision(
 
     Input `pixels` uint8 (B, height, width, 3), or float32 (B, 3, height, width) with `raw` false.
     Outputs `features` float32 (B, K, H), `kept_indices` int64 (B, K) ascending, `scores` float32 (B, T).
-    A family that cuts pictures into tiles has B = N tiles and the inputs of `tiled`; in its outputs B is G choices.
+    A family that cuts pictures into tiles has B = N tiles, its `extras` and the inputs of `tiled`; in its outputs B is
+    G choices. One with DeepStack has the output `deepstack` float32 (G, L, K, H) as well.
     `precision` is the encoder's and the projector's; the scorer is always float32.
     Reads the vision tower's and the projector's weights, nothing else of the checkpoint.
     """
@@ -81,13 +82,16 @@ def build_vision(
     encoder = Normalised(family.encoder(checkpoint).to(dtype), spec, raw, selector.needs_cls_attention)
     shape = (2, spec.height, spec.width, 3) if raw else (2, 3, spec.height, spec.width)
     pixels = torch.zeros(shape, dtype=torch.uint8 if raw else torch.float32)
-    outputs = ["tokens", "cls_attention"] if selector.needs_cls_attention else ["tokens"]
-    model = _traced(encoder, pixels, "pixels", outputs)
+    outputs = ["tokens", *(["cls_attention"] if selector.needs_cls_attention else [])]
+    outputs += ["levels"] if spec.deepstack else []
+    extras = {name: torch.zeros(2, *rest) for name, rest in spec.extras.items()}
+    model = _traced(encoder, {"pixels": pixels, **extras}, outputs)
     del encoder
     if raw:
         _cast_first(model)
     report("adding the scorer")
     tokens, *attention = model.graph.outputs
+    levels = attention.pop() if spec.deepstack else None
     model.graph.outputs.clear()
     tape = ir.tape.Tape(model.graph)
     tiles = spec.tiles()
@@ -125,8 +129,7 @@ def build_vision(
     report("tracing the projector")
     projector = _traced(
         family.projector(checkpoint).to(dtype),
-        torch.zeros(2, keep * (1 if tiles is None else tiles.sources), spec.channels, dtype=dtype),
-        "rows",
+        {"rows": torch.zeros(2, keep * (1 if tiles is None else tiles.sources), spec.channels, dtype=dtype)},
         ["features"],
     )
     features = graft(model, projector, {"rows": rows}, "projector")["features"]
@@ -134,8 +137,32 @@ def build_vision(
         features = ir.tape.Tape(model.graph).op("Cast", [features], {"to": ir.DataType.FLOAT}, name="projector/widen")
     if tiles is not None:
         features = joined(model, features, weights, tiles.sources, spec.hidden)
-    _declare(model, features, kept, scores, keep, spec)
+    deepstack = None
+    if levels is not None and found is not None:
+        report("tracing the mergers of the levels")
+        deepstack = _deepstack(model, checkpoint, family, spec, kept_levels(model, found, levels, column), keep, dtype)
+    _declare(model, features, kept, scores, deepstack, keep, spec)
     return model
+
+
+def _deepstack(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    family: Family,
+    spec: VisionSpec,
+    rows: ir.Value,
+    keep: int,
+    dtype: torch.dtype,
+) -> ir.Value:
+    """Levels float32 (G, L, K, H) from those of the kept tokens (G, K, L * D)."""
+    mergers = family.deepstack(checkpoint)
+    assert mergers is not None  # the spec says that there are levels
+    width = spec.deepstack * spec.channels
+    part = _traced(mergers.to(dtype), {"rows": torch.zeros(2, keep, width, dtype=dtype)}, ["deepstack"])
+    made = graft(model, part, {"rows": rows}, "projector/deepstack")["deepstack"]
+    if dtype == torch.float32:
+        return made
+    return ir.tape.Tape(model.graph).op("Cast", [made], {"to": ir.DataType.FLOAT}, name="projector/widen_deepstack")
 
 
 def _cast_first(model: ir.Model) -> None:
@@ -175,16 +202,24 @@ def _top(model: ir.Model, scores: ir.Value, keep: int, total: int) -> tuple[ir.V
 
 
 def _declare(
-    model: ir.Model, features: ir.Value, kept: ir.Value, scores: ir.Value, keep: int, spec: VisionSpec
+    model: ir.Model,
+    features: ir.Value,
+    kept: ir.Value,
+    scores: ir.Value,
+    deepstack: ir.Value | None,
+    keep: int,
+    spec: VisionSpec,
 ) -> None:
     """Name and shape the outputs as every user of the graph expects them."""
-    choices = model.graph.inputs[0 if spec.tiling is None else 1]  # a picture each, or the G of `sources`
-    batch = choices.shape[0]  # type: ignore[index]
+    choices = next((v for v in model.graph.inputs if v.name == "sources"), model.graph.inputs[0])
+    batch = choices.shape[0]  # type: ignore[index]  # a picture each, or the G of `sources`
     tape = ir.tape.Tape(model.graph)
+    levels = [] if deepstack is None else [deepstack]
     for name, value, dtype, rest in (
         ("features", features, ir.DataType.FLOAT, (keep, spec.hidden)),
         ("kept_indices", kept, ir.DataType.INT64, (keep,)),
         ("scores", scores, ir.DataType.FLOAT, (spec.tokens,)),
+        *(("deepstack", level, ir.DataType.FLOAT, (spec.deepstack, keep, spec.hidden)) for level in levels),
     ):
         shared = value.producer() is None or value in model.graph.outputs
         out = tape.op("Identity", [value], name=f"outputs/{name}") if shared else value
@@ -192,16 +227,20 @@ def _declare(
         model.graph.outputs.append(out)
 
 
-def _traced(module: nn.Module, example: torch.Tensor, name: str, outputs: list[str]) -> ir.Model:
+def _traced(module: nn.Module, examples: Mapping[str, torch.Tensor], outputs: list[str]) -> ir.Model:
+    """Trace a module whose inputs have the names of `examples`, which share their first axis, the batch."""
+    batch = torch.export.Dim("batch", min=1)
+    # What a module takes as `*extras` is one argument to torch.export, a tuple.
+    first, *more = ({0: batch} for _ in examples)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            tuple(examples.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[name],
+            input_names=list(examples),
             output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=(first, tuple(more)) if more else (first,),
             verbose=False,
             external_data=True,
         )

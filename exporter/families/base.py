@@ -159,7 +159,17 @@ class Plain:
         return None
 
 
-_MODULES = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")  # one file each, in this folder
+_MODULES = (  # one file each, in this folder
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "idefics3",
+    "internvl",
+    "paligemma",
+    "gemma3",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 
 
 def _families() -> Mapping[str, Family]:
