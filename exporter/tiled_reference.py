@@ -45,7 +45,9 @@ def reference_tiles(
     dtype = next(model.parameters()).dtype
     cut = tiling_of(images.tiling).cut(picture, images.resample)
     slots = lay_out(cut, tiles, spec.tokens)
-    tokens, attention = family.reference_tokens(model, torch.from_numpy(normalise(cut.pixels, images)).to(dtype))
+    pixels = torch.from_numpy(normalise(cut.pixels, images)).to(dtype)
+    extras = [torch.from_numpy(cut.extras[name]) for name in spec.extras]
+    tokens, attention = family.reference_tokens(model, pixels, *extras)
     if not tokens.isfinite().all():
         raise NumericalError("the checkpoint's vision features hold NaN or infinity: its weights are damaged")
     flat, sources, weights = tokens.flatten(0, 1), torch.from_numpy(slots.sources), torch.from_numpy(slots.weights)
@@ -66,7 +68,12 @@ def reference_tiles(
         (family.reference_project(model, flat[sources[group, index]]).float() * weights[group, index][..., None]).sum(1)
         for group, index in enumerate(kept)
     ]
-    found = chosen(slots, torch.stack(features).numpy(), kept, scores.numpy(), len(cut.places))
+    deepstack = None
+    if spec.deepstack:
+        levels = family.reference_levels(model, pixels, *extras).flatten(0, 1)  # (N * T, L * D)
+        deepstack = family.reference_deepstack(model, levels[sources[torch.arange(len(kept))[:, None], kept, 0]])
+        deepstack = deepstack.float().numpy()
+    found = chosen(slots, torch.stack(features).numpy(), kept, scores.numpy(), len(cut.places), deepstack)
     return sight_of(cut, found, embedder(model), marks)
 
 
