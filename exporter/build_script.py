@@ -203,9 +203,16 @@ def decoder_command(decoder: DecoderInfo, keep: int) -> list[str]:
         raise ValueError("the bundle has no decoder graph for engines")
 
     def shapes(*rows: int) -> list[str]:
-        return _profile(
-            {"inputs_embeds": [(1, n, decoder.hidden) for n in rows], "position_ids": [(1, n) for n in rows]}
-        )
+        axes = () if decoder.position_axes == 1 else (decoder.position_axes,)
+        varying: dict[str, list[tuple[int, ...]]] = {
+            "inputs_embeds": [(1, n, decoder.hidden) for n in rows],
+            "position_ids": [(*axes, 1, n) for n in rows],
+        }
+        if decoder.deepstack:
+            varying["deepstack"] = [(decoder.deepstack, 1, n, decoder.hidden) for n in rows]
+        if decoder.mask != "causal":
+            varying["groups"] = [(1, n) for n in rows]
+        return _profile(varying)
 
     likely = min(engine.cache, 2 * keep + 32)  # the picture's tokens, and a question about as long
     # TensorRT-RTX has no attention kernel for a profile of exactly one row: the step's takes two as well.

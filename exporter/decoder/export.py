@@ -15,13 +15,18 @@ from svdprune.exporter.decoder.graph import EMBEDDING, HEAD, ROOT, build_graph
 from svdprune.exporter.decoder.operators import PRECISIONS, Operators
 from svdprune.exporter.decoder.weights import WeightFile
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.manifest import DecoderInfo
+from svdprune.runtime.manifest import DecoderInfo, Mask
 
 MODEL, DATA, TABLE = "model.onnx", "model.onnx.data", "embed_tokens.npy"
 
 
 def export_decoder(
-    checkpoint: Checkpoint, text_config: dict[str, Any], out_dir: str | Path, precision: str = "fp32"
+    checkpoint: Checkpoint,
+    text_config: dict[str, Any],
+    out_dir: str | Path,
+    precision: str = "fp32",
+    deepstack: int = 0,
+    mask: Mask = "causal",
 ) -> DecoderInfo:
     """Write `model.onnx`, `model.onnx.data` and `embed_tokens.npy` of the language model into `out_dir`.
 
@@ -32,6 +37,8 @@ def export_decoder(
         text_config: the language model's part of `config.json`; what it leaves out has transformers' defaults.
         precision: `fp32`, or `int4`: weights in blocks of 32 with a float32 scale each, the output projection in 8
             bits, all computed with float32 results.
+        deepstack: levels of features that the vision part gives the decoder's first layers; an input of the graph.
+        mask: which rows of a prompt see later ones; other than `causal`, an input of the graph gives the groups.
 
     Returns:
         The manifest's entry; `file` and `embedding` are relative to the parent of `out_dir`. `eos` comes from
@@ -44,7 +51,7 @@ def export_decoder(
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown decoder precision {precision!r}: choose {' or '.join(PRECISIONS)}")
-    config = decoder_config(text_config)
+    config = decoder_config(text_config, deepstack, mask)
     head = output_projection(checkpoint, config)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -66,6 +73,9 @@ def export_decoder(
         context=config.context,
         eos=_eos(checkpoint, config),
         kv_cache="shared",
+        position_axes=config.position_axes,
+        deepstack=config.deepstack,
+        mask=config.mask,
     )
 
 
@@ -92,8 +102,9 @@ def refuse_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
 def _write_embedding(checkpoint: Checkpoint, config: DecoderConfig, path: Path) -> None:
     """The token embeddings (V, H) for memory mapping: float16 for a half-precision checkpoint, else float32.
 
-    float16 holds a float16 table exactly and a bfloat16 one to 3e-8 (2^-25), bfloat16 having fewer digits; one with
-    values beyond float16's range is written as float32.
+    Where the model scales them, they are scaled here, factor and product rounded to the checkpoint's type as
+    transformers does when it loads the checkpoint in that type. float16 holds a float16 table exactly and a bfloat16
+    one to 3e-8 (2^-25), bfloat16 having fewer digits; one with values beyond float16's range is written as float32.
     """
     info = checkpoint.info(EMBEDDING)
     if info.shape != (config.vocab, config.hidden):
@@ -101,6 +112,8 @@ def _write_embedding(checkpoint: Checkpoint, config: DecoderConfig, path: Path) 
             f"{EMBEDDING} has shape {info.shape} where config.json makes it {(config.vocab, config.hidden)}"
         )
     table = checkpoint.tensor(EMBEDDING)
+    if config.embed_scale != 1:
+        table = table * torch.tensor(config.embed_scale).to(table.dtype)
     half = table.dtype in (torch.float16, torch.bfloat16) and float(table.abs().max()) <= torch.finfo(torch.float16).max
     np.save(path, table.to(torch.float16 if half else torch.float32).numpy())
 

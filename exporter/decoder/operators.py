@@ -12,6 +12,7 @@ import onnx_ir as ir
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.base import DecoderOperators
 from svdprune.exporter.decoder.config import DecoderConfig
+from svdprune.exporter.decoder.grouped import GroupedRows
 from svdprune.exporter.decoder.quantise import BLOCK, quantise
 from svdprune.exporter.decoder.weights import WeightFile
 
@@ -23,11 +24,18 @@ _ACCURACY_LEVEL = 4
 
 
 class Operators(DecoderOperators):
-    """See `DecoderOperators`. Everything is float32 but the codes of int4 weights; `where` is `cache_lengths`'s."""
+    """See `DecoderOperators`. Everything is float32 but the codes of int4 weights. Call `begin` before the layers."""
 
     def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, store: WeightFile, precision: str) -> None:
         super().__init__(config, checkpoint, store)
         self._precision = precision
+
+    def begin(self, mask: ir.Value, positions: ir.Value, groups: ir.Value | None) -> None:
+        """Make what all layers share from the inputs of the graph; `groups` where the config's mask wants them."""
+        self._lengths = self._cache_lengths(mask)
+        self._positions = positions if self._config.axes is None else self._places(positions)
+        self._rotaries = [self._rotary(i, positions) for i in range(len(self._config.rotaries))]
+        self._groups = None if groups is None else GroupedRows(self, self._config, groups, self._lengths[1])
 
     def rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
         """See `DecoderOperators`. ONNX Runtime fuses these into one kernel."""
@@ -39,13 +47,17 @@ class Operators(DecoderOperators):
         )
         root = self.op("Sqrt", [shifted], f"{name}/root")
         unit = self.op("Div", [x, root], f"{name}/unit")
-        return self.op("Mul", [unit, self._norm_weight(weight, size)], name)
+        return self.op("Mul", [unit, self.norm_weight(weight, size)], name)
+
+    def after_norm(self, x: ir.Value, weight: str, name: str) -> ir.Value:
+        """See `DecoderOperators`."""
+        return self.rms_norm(x, weight, self._config.hidden, name)
 
     def add_norm(self, x: ir.Value, residual: ir.Value, weight: str, name: str) -> tuple[ir.Value, ir.Value]:
         """See `DecoderOperators`."""
         normed, _, _, total = self.ops(
             "SkipSimplifiedLayerNormalization",
-            [x, residual, self._norm_weight(weight, self._config.hidden)],
+            [x, residual, self.norm_weight(weight, self._config.hidden)],
             [name, "", "", f"{name}/sum"],
             _MS,
             epsilon=self._config.epsilon,
@@ -81,34 +93,64 @@ class Operators(DecoderOperators):
         shift = self.stored(f"{name}.bias", self.weight(f"{name}.bias", (outputs,)).float().numpy())
         return self.op("Add", [result, shift], name)
 
-    def rotate(self, x: ir.Value, positions: ir.Value, name: str) -> ir.Value:
+    def activate(self, x: ir.Value, name: str) -> ir.Value:
+        """See `DecoderOperators`. FastGelu is GELU by tanh."""
+        return self.silu(x, name) if self._config.activation == "silu" else self.op("FastGelu", [x], name, _MS)
+
+    def rotate(self, layer: int, x: ir.Value, name: str) -> ir.Value:
         """See `DecoderOperators`."""
-        cos, sin = self.table("rotary.cos", self._config.cos), self.table("rotary.sin", self._config.sin)
-        return self.op("RotaryEmbedding", [x, positions, cos, sin], name, _MS)
+        cos, sin = self._rotaries[self._config.rotary_of[layer]]
+        return self.op("RotaryEmbedding", [x, self._positions, cos, sin], name, _MS)
 
     def attend(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-        where: tuple[ir.Value, ir.Value],
-        present: tuple[str, str],
-        name: str,
+        self, layer: int, query: ir.Value, key: ir.Value, value: ir.Value, past: tuple[ir.Value, ir.Value], name: str
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """See `DecoderOperators`."""
+        """See `DecoderOperators`.
+
+        GroupQueryAttention writes the cache and sees earlier rows only. A run with groups then does its attention over
+        again under a mask: that is a prompt, where attention is a small part, and a step of decoding keeps the kernel.
+        """
+        config, window = self._config, self._config.windows[layer]
+        numbers = {
+            "scale": config.attention_scale,
+            "softcap": config.attention_softcap,
+            "local_window_size": window,
+        }
+        options = {name: number for name, number in numbers.items() if number is not None}
         output, keys, values = self.ops(
             "GroupQueryAttention",
-            [query, key, value, *past, *where],
-            [name, *present],
+            [query, key, value, *past, *self._lengths],
+            [name if self._groups is None else f"{name}/causal", f"present.{layer}.key", f"present.{layer}.value"],
             _MS,
-            num_heads=self._config.heads,
-            kv_num_heads=self._config.kv_heads,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
             do_rotary=0,
+            **options,
         )
+        if self._groups is not None:
+            output = self._groups.attend(query, keys, values, output, window, name)
         return output, keys, values
 
-    def cache_lengths(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _rotary(self, index: int, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Tables (rows, D / 2) of cos and sin that `self._positions` points into."""
+        found = []
+        for part in ("cos", "sin"):
+            name = f"rotary.{part}" if index == 0 else f"rotary.{index}.{part}"
+            table = self.table(name, getattr(self._config.rotaries[index], part))
+            if self._config.axes is not None:  # a table of this run's rows
+                flat = self.constant("flat_rows", np.array([-1, self._config.head_dim // 2], np.int64))
+                table = self.op("Reshape", [self.mix_axes(positions, table, f"{name}/mixed"), flat], f"{name}/run")
+            found.append(table)
+        return found[0], found[1]
+
+    def _places(self, positions: ir.Value) -> ir.Value:
+        """Positions (3, B, N) -> int64 (B, N), the rows of the run counted: where `_rotary` has their cos and sin."""
+        shape = self.op("Shape", [positions], "rotary.places/shape", start=1)
+        count = self.op("ReduceProd", [shape], "rotary.places/count", keepdims=0)
+        zero, one = self.constant("zero", np.array(0, np.int64)), self.constant("one", np.array(1, np.int64))
+        return self.op("Reshape", [self.op("Range", [zero, count, one], "rotary.places/all"), shape], "rotary.places")
+
+    def _cache_lengths(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         """From an attention mask (B, total): index of the last valid row int32 (B,), and total as an int32 scalar."""
         axis = self.constant("mask_axis", np.array([1], np.int64))
         count = self.op("ReduceSum", [mask, axis], "mask/count", keepdims=0)
@@ -130,6 +172,3 @@ class Operators(DecoderOperators):
         parts = self.op("Reshape", [x, split], f"{name}/heads")  # (B, N, heads, head_dim)
         normed = self.rms_norm(parts, weight, size, f"{name}/norm")
         return self.op("Reshape", [normed, joined], name)
-
-    def _norm_weight(self, weight: str, size: int) -> ir.Value:
-        return self.table(weight, self.weight(weight, (size,)).float())

@@ -14,13 +14,19 @@ from svdprune.exporter.decoder.static_graph import build_static_graph
 from svdprune.exporter.decoder.static_operators import STATIC_OPSET, STATIC_PRECISIONS, StaticOperators
 from svdprune.exporter.decoder.weights import WeightFile
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.manifest import DecoderEngineInfo
+from svdprune.runtime.manifest import DecoderEngineInfo, Mask
 
 MODEL, DATA = "engine.onnx", "engine.onnx.data"
 
 
 def export_engine_decoder(
-    checkpoint: Checkpoint, text_config: dict[str, Any], out_dir: str | Path, cache: int, precision: str = "fp16"
+    checkpoint: Checkpoint,
+    text_config: dict[str, Any],
+    out_dir: str | Path,
+    cache: int,
+    precision: str = "fp16",
+    deepstack: int = 0,
+    mask: Mask = "causal",
 ) -> DecoderEngineInfo:
     """Write `engine.onnx` and `engine.onnx.data` of the language model into `out_dir`.
 
@@ -32,6 +38,7 @@ def export_engine_decoder(
         text_config: the language model's part of `config.json`; what it leaves out has transformers' defaults.
         cache: rows of the KV cache, prompt and answer together; at most the model's context.
         precision: `fp16`, or `fp32` for ONNX Runtime (no engine can be built from that one).
+        deepstack, mask: as for `export_decoder`.
 
     Returns:
         The manifest's entry; `file` is relative to the parent of `out_dir`.
@@ -45,7 +52,7 @@ def export_engine_decoder(
         raise UserError(
             f"unknown precision {precision!r} of the decoder engine: choose {' or '.join(STATIC_PRECISIONS)}"
         )
-    config = decoder_config(text_config)
+    config = decoder_config(text_config, deepstack, mask)
     if not 1 <= cache <= config.context:
         raise UserError(f"a cache of {cache} rows: it must have between 1 and {config.context}, the model's context")
     head = output_projection(checkpoint, config)

@@ -17,15 +17,17 @@ import torch
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.base import DecoderOperators
 from svdprune.exporter.decoder.config import DecoderConfig
+from svdprune.exporter.decoder.static_masks import cache_masks
 from svdprune.exporter.decoder.weights import WeightFile
 from svdprune.runtime.errors import UserError
 
 STATIC_OPSET = 24
 STATIC_PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
+STATIC_KINDS = {torch.float16: np.float16, torch.float32: np.float32}
 
 
 class StaticOperators(DecoderOperators):
-    """See `DecoderOperators`. Heads are laid out (1, heads, N, head_dim); `where` is (write_index, mask).
+    """See `DecoderOperators`. Heads are laid out (1, heads, N, head_dim). Call `begin` before the layers.
 
     Residuals are float32, all that goes into or comes out of `linear` has the precision of the export.
     """
@@ -34,16 +36,27 @@ class StaticOperators(DecoderOperators):
         super().__init__(config, checkpoint, store)
         self._dtype = STATIC_PRECISIONS[precision]
 
+    def begin(
+        self, embeds: ir.Value, positions: ir.Value, write_index: ir.Value, groups: ir.Value | None, cache: int
+    ) -> None:
+        """Make what all layers share from the inputs of the graph; `cache` is the rows of the cache."""
+        self._write_index, self._positions = write_index, positions
+        self._masks = cache_masks(self, self._config, embeds, write_index, groups, cache)
+        self._rotaries = [self._rotary(i, positions) for i in range(len(self._config.rotaries))]
+
     def rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
         """See `DecoderOperators`. x is float32."""
-        scale = self.table(weight, self.weight(weight, (size,)).float())
         exact = "" if self._dtype == torch.float32 else "/float"
-        normed = self.op("RMSNormalization", [x, scale], name + exact, axis=-1, epsilon=self._config.epsilon)
-        return self._narrow(normed, name)
+        return self._narrow(self._rms_norm(x, weight, size, name + exact), name)
+
+    def after_norm(self, x: ir.Value, weight: str, name: str) -> ir.Value:
+        """See `DecoderOperators`. float32, as it goes to the residual stream and may be beyond float16."""
+        return self._rms_norm(self.widen(x, f"{name}/wide"), weight, self._config.hidden, name)
 
     def add_norm(self, x: ir.Value, residual: ir.Value, weight: str, name: str) -> tuple[ir.Value, ir.Value]:
         """See `DecoderOperators`. The sum is float32."""
-        total = self.op("Add", [self.widen(x, f"{name}/addend"), residual], f"{name}/sum")
+        addend = x if self._config.sandwich else self.widen(x, f"{name}/addend")
+        total = self.op("Add", [addend, residual], f"{name}/sum")
         return self.rms_norm(total, weight, self._config.hidden, name), total
 
     def linear(
@@ -67,46 +80,71 @@ class StaticOperators(DecoderOperators):
         """See `DecoderOperators`."""
         return self.rms_norm(self.widen(x, f"{name}/wide"), weight, self._config.head_dim, name)
 
-    def rotate(self, x: ir.Value, positions: ir.Value, name: str) -> ir.Value:
+    def activate(self, x: ir.Value, name: str) -> ir.Value:
         """See `DecoderOperators`."""
-        cos = self.table("rotary.cos", self._config.cos.to(self._dtype))
-        sin = self.table("rotary.sin", self._config.sin.to(self._dtype))
-        return self.op("RotaryEmbedding", [x, cos, sin, positions], name)
+        return (
+            self.silu(x, name) if self._config.activation == "silu" else self.op("Gelu", [x], name, approximate="tanh")
+        )
+
+    def rotate(self, layer: int, x: ir.Value, name: str) -> ir.Value:
+        """See `DecoderOperators`."""
+        places = [] if self._config.axes is not None else [self._positions]  # this run's rows, or a table of all
+        return self.op("RotaryEmbedding", [x, *self._rotaries[self._config.rotary_of[layer]], *places], name)
 
     def attend(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-        where: tuple[ir.Value, ir.Value],
-        present: tuple[str, str],
-        name: str,
+        self, layer: int, query: ir.Value, key: ir.Value, value: ir.Value, past: tuple[ir.Value, ir.Value], name: str
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """See `DecoderOperators`. Keys and values are the whole cache, (1, kv_heads, C, head_dim)."""
-        write_index, mask = where
-        keys = self.op("TensorScatter", [past[0], key, write_index], present[0])  # axis -2
-        values = self.op("TensorScatter", [past[1], value, write_index], present[1])
-        rows = self.op("Attention", [query, keys, values, mask], f"{name}/heads")  # (1, heads, N, head_dim)
+        keys = self.op("TensorScatter", [past[0], key, self._write_index], f"present.{layer}.key")  # axis -2
+        values = self.op("TensorScatter", [past[1], value, self._write_index], f"present.{layer}.value")
+        mask = self._masks[self._config.windows[layer]]
+        if self._config.attention_softcap is not None:
+            rows = self._capped(query, keys, values, mask, f"{name}/heads")
+        else:
+            scale = {} if self._config.attention_scale is None else {"scale": self._config.attention_scale}
+            rows = self.op("Attention", [query, keys, values, mask], f"{name}/heads", **scale)
         joined = self.constant("join_heads", np.array([0, 0, -1], np.int64))
-        turned = self.op("Transpose", [rows], f"{name}/rows", perm=[0, 2, 1, 3])
+        turned = self.op("Transpose", [rows], f"{name}/rows", perm=[0, 2, 1, 3])  # (1, N, heads, head_dim)
         return self.op("Reshape", [turned, joined], name), keys, values
 
-    def cache_mask(self, embeds: ir.Value, write_index: ir.Value, cache: int) -> ir.Value:
-        """Which of the cache's rows each new row sees: bool (1, 1, N, cache), true for c <= write_index + n.
+    def _capped(self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value, name: str) -> ir.Value:
+        """Attention with softcapped products, spelled out: TensorRT's Attention has no `softcap`.
 
-        An explicit mask and not `is_causal` with `nonpad_kv_seqlen`: opset 24 leaves open where that aligns the
-        triangle (25 settles it), and TensorRT 10's attention takes no lengths.
+        The products are scaled before they are made, as float16 may not hold them, and float32 up to the softmax.
         """
-        zero, one = self.constant("zero", np.array(0, np.int64)), self.constant("one", np.array(1, np.int64))
-        count = self.op("Squeeze", [self.op("Shape", [embeds], "mask/shape", start=1, end=2)], "mask/count")
-        new = self.op("Range", [zero, count, one], "mask/new")  # (N,)
-        limit = self.op("Add", [new, write_index], "mask/limit")
-        # All four dimensions before the comparison: with an Unsqueeze behind it, TensorRT-RTX 1.7 fails on several
-        # layers for head sizes of 24, 80, 96 and 128 ("more than one op named mask/...").
-        column = self.op("Reshape", [limit, self.constant("column", np.array([1, 1, -1, 1], np.int64))], "mask/column")
-        rows = self.constant("cache_rows", np.arange(cache, dtype=np.int64).reshape(1, 1, 1, cache))
-        return self.op("LessOrEqual", [rows, column], "mask")
+        config, limit = self._config, self._config.attention_softcap
+        assert limit is not None
+        kind = STATIC_KINDS[self._dtype]
+        shares = [1, config.kv_heads, config.heads // config.kv_heads, -1, config.head_dim]
+        split = self.constant("split_shares", np.array(shares, np.int64))
+        scale = self.attention_scale(kind)
+        axis = self.constant("share_axis", np.array([2], np.int64))
+        heads = self.op("Reshape", [self.op("Mul", [query, scale], f"{name}/scaled"), split], f"{name}/split")
+        turned = self.op("Transpose", [keys], f"{name}/turned", perm=[0, 1, 3, 2])
+        turned = self.op("Unsqueeze", [turned, axis], f"{name}/keys")  # (1, kv_heads, 1, head_dim, C)
+        scores = self.widen(self.op("MatMul", [heads, turned], f"{name}/scores"), f"{name}/wide")
+        scores = self.softcap(scores, limit, f"{name}/capped")  # (1, kv_heads, shares, N, C)
+        unseen = self.constant("unseen", np.array(-np.inf, np.float32))
+        scores = self.op("Where", [self.op("Unsqueeze", [mask, axis], f"{name}/mask"), scores, unseen], f"{name}/seen")
+        weights = self._narrow(self.op("Softmax", [scores], f"{name}/softmax", axis=-1), f"{name}/weights")
+        rows = self.op("MatMul", [weights, self.op("Unsqueeze", [values, axis], f"{name}/values")], f"{name}/sums")
+        joined = self.constant("join_shares", np.array([1, config.heads, -1, config.head_dim], np.int64))
+        return self.op("Reshape", [rows, joined], name)
+
+    def _rotary(self, index: int, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """cos and sin: tables (context, D / 2), or with M-RoPE those of this run's rows (1, N, D / 2)."""
+        found = []
+        for part in ("cos", "sin"):
+            name = f"rotary.{part}" if index == 0 else f"rotary.{index}.{part}"
+            table = self.table(name, getattr(self._config.rotaries[index], part).to(self._dtype))
+            found.append(table if self._config.axes is None else self.mix_axes(positions, table, f"{name}/run"))
+        return found[0], found[1]
+
+    def _rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
+        """float32 from float32."""
+        return self.op(
+            "RMSNormalization", [x, self.norm_weight(weight, size)], name, axis=-1, epsilon=self._config.epsilon
+        )
 
     def widen(self, x: ir.Value, name: str) -> ir.Value:
         """To float32."""

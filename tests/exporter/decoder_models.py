@@ -56,6 +56,7 @@ TEXT: dict[str, PretrainedConfig] = {
     "llama-rope-llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
     "llama-rope-yarn": LlamaConfig(**SIZES, rope_parameters=YARN),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "mistral-window": MistralConfig(**SIZES, sliding_window=7),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=24),
 }
@@ -95,24 +96,39 @@ class Session:
         empty = np.zeros((1, self.info.kv_heads, 0, self.info.head_dim), np.float32)
         self.cache = [empty] * (2 * self.info.layers)
 
-    def append(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def append(self, embeds: np.ndarray, positions: np.ndarray, **more: np.ndarray) -> np.ndarray:
+        """Rows (n, H) at positions (n,) or (3, n); more: what `more_feeds` takes."""
         total = self.cache[0].shape[2] + len(embeds)
         feeds = {
             "inputs_embeds": embeds[None],
             "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": positions[None],
+            "position_ids": positions[..., None, :],
+            **more_feeds(self.info.deepstack, self.info.mask, embeds, **more),
         }
         names = [f"past_key_values.{i}.{part}" for i in range(self.info.layers) for part in ("key", "value")]
         logits, *self.cache = self.session.run(None, feeds | dict(zip(names, self.cache, strict=True)))
         return logits[0, 0]
 
 
-def load(folder: Path, precision: str = "fp32") -> Session:
+def more_feeds(
+    levels: int, mask: str, embeds: np.ndarray, deepstack: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The inputs that only some graphs have: features (L, n, H), by default zeros; groups (n,), by default none."""
+    feeds: dict[str, np.ndarray] = {}
+    if levels:
+        rows = np.zeros((levels, *embeds.shape)) if deepstack is None else deepstack
+        feeds["deepstack"] = np.ascontiguousarray(rows[:, None], np.float32)
+    if mask != "causal":
+        feeds["groups"] = np.full((1, len(embeds)), -1) if groups is None else groups[None].astype(np.int64)
+    return feeds
+
+
+def load(folder: Path, precision: str = "fp32", **options: Any) -> Session:
     checkpoint = Checkpoint(folder)
-    info = export_decoder(checkpoint, checkpoint.config["text_config"], folder / precision, precision)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return Session(info, ort.InferenceSession(folder / precision / "model.onnx", options))
+    info = export_decoder(checkpoint, checkpoint.config["text_config"], folder / precision, precision, **options)
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1
+    return Session(info, ort.InferenceSession(folder / precision / "model.onnx", settings))
 
 
 def prompt(model: Any, policy: str) -> tuple[torch.Tensor, torch.Tensor]:

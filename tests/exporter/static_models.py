@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,6 +14,7 @@ import onnxruntime as ort
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.config import DecoderConfig, decoder_config
 from svdprune.exporter.decoder.static_export import export_engine_decoder
+from tests.exporter.decoder_models import more_feeds
 
 CACHE = 64
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
@@ -37,13 +39,15 @@ class StaticSession:
         self.arrays = {name: random.normal(size=shape).astype(self.dtype) for name in names}
         self.buffers = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()}
 
-    def append(self, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Rows (n, H) at positions (n,) -> logits (V,) of the last."""
+    def append(self, embeds: np.ndarray, positions: np.ndarray, **more: np.ndarray) -> np.ndarray:
+        """Rows (n, H) at positions (n,) or (3, n) -> logits (V,) of the last. more: what `more_feeds` takes."""
         binding = self.session.io_binding()
         binding.bind_ortvalue_input(
             "inputs_embeds", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(embeds[None], np.float32))
         )
-        binding.bind_cpu_input("position_ids", positions[None])
+        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions[..., None, :]))
+        for name, array in more_feeds(self.config.deepstack, self.config.mask, embeds, **more).items():
+            binding.bind_cpu_input(name, array)
         binding.bind_cpu_input("write_index", np.array([self.length]))
         for name, buffer in self.buffers.items():
             binding.bind_ortvalue_input(f"past.{name}", buffer)
@@ -55,15 +59,15 @@ class StaticSession:
         return logits
 
 
-def load_static(folder: Path, precision: str = "fp32", cache: int = CACHE) -> StaticSession:
+def load_static(folder: Path, precision: str = "fp32", cache: int = CACHE, **more: Any) -> StaticSession:
     """Export `folder`'s language model and open the graph."""
     checkpoint = Checkpoint(folder)
     text = checkpoint.config["text_config"]
-    info = export_engine_decoder(checkpoint, text, folder / "engine", cache, precision)
+    info = export_engine_decoder(checkpoint, text, folder / "engine", cache, precision, **more)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(folder / info.file, options, providers=["CPUExecutionProvider"])
-    return StaticSession(decoder_config(text), session, cache, DTYPES[precision])
+    return StaticSession(decoder_config(text, **more), session, cache, DTYPES[precision])
 
 
 def greedy(

@@ -32,7 +32,13 @@ from tests.exporter.decoder_models import SIZES, TEXT, exported_greedy, load, ma
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rotary scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}, "mrope_section"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial"),
-        ({"model_type": "mistral", "sliding_window": 32}, "sliding window of 32"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]}, "kind chunked_attention"),
+        ({"model_type": "qwen2_5_vl_text", "rope_parameters": {"rope_theta": 1e4}}, "mrope_section None"),
+        (
+            {"model_type": "qwen3_vl_text", "rope_parameters": {"rope_theta": 1e4, "mrope_section": [4, 2, 1]}},
+            "must share out 8 columns",
+        ),
+        ({"model_type": "gemma3_text", "head_dim": 16, "attn_logit_softcapping": 50.0}, "does not read"),
         ({"num_key_value_heads": 3}, "multiple of key-value heads"),
         ({"head_dim": 12}, "head size of 12"),
         ({"num_hidden_layers": "two"}, "not a valid llama configuration"),
@@ -45,12 +51,19 @@ def test_configurations_that_the_graph_cannot_express(changes: dict[str, Any], m
     assert "\n" not in str(caught.value)
 
 
+def test_more_levels_of_features_than_layers() -> None:
+    with pytest.raises(UserError, match="3 levels of DeepStack features for fewer layers"):
+        decoder_config(TEXT["llama"].to_dict(), deepstack=3)
+
+
 def test_old_spelling_of_rotary_scaling_is_read() -> None:
     old = {"model_type": "llama", **SIZES, "rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4.0}}
     new = {"model_type": "llama", **SIZES}
     new["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
-    assert torch.equal(decoder_config(old).cos, decoder_config(new).cos)
-    assert not torch.equal(decoder_config(old).cos, decoder_config({"model_type": "llama", **SIZES}).cos)
+    assert torch.equal(decoder_config(old).rotaries[0].cos, decoder_config(new).rotaries[0].cos)
+    assert not torch.equal(
+        decoder_config(old).rotaries[0].cos, decoder_config({"model_type": "llama", **SIZES}).rotaries[0].cos
+    )
 
 
 def test_a_sparse_text_config_has_the_defaults_of_transformers() -> None:
