@@ -56,6 +56,15 @@ def canonical_name(name: str) -> str:
     return name
 
 
+def with_text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose language model has an entry of its own: Qwen2.5-VL's on the hub has its fields side by side with
+    those of the whole. They stay there, too."""
+    if "vision_config" not in config or "text_config" in config or "hidden_size" not in config:
+        return config
+    own = {name: value for name, value in config.items() if name not in ("vision_config", "architectures")}
+    return {**config, "text_config": {**own, "model_type": f"{config.get('model_type')}_text"}}
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies. `stored` is its name in the file; `dtype` is spelled as in safetensors: "F16", "BF16"..."""
@@ -71,7 +80,7 @@ class Checkpoint:
 
     Attributes:
         folder: the folder.
-        config: `config.json`, parsed.
+        config: `config.json`, parsed, with `text_config` always an entry of its own.
 
     Raises:
         UserError: the folder, its `config.json` or its weights are missing, not readable or incomplete; the sentence
@@ -86,7 +95,7 @@ class Checkpoint:
             )
         if not (self.folder / "config.json").is_file():
             raise UserError(f"{self.folder} has no config.json: it is not a checkpoint in Hugging Face layout")
-        self.config: dict[str, Any] = _read_json(self.folder / "config.json")
+        self.config: dict[str, Any] = with_text_config(_read_json(self.folder / "config.json"))
         self._files = self._weight_files()
         self._tensors: dict[str, TensorInfo] = {}
         for file in self._files:

@@ -10,19 +10,33 @@ import numpy as np
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.families.base import Budget
+from svdprune.exporter.families.qwen import pixel_limits
+from svdprune.exporter.processor import image_processor
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
 
 MARKS = "processor/marks.npy"
 
 
-def described(family: Family, checkpoint: Checkpoint, budget: Budget, select: str) -> VisionSpec:
-    """The family's spec with the budget asked for.
+def described(
+    family: Family, checkpoint: Checkpoint, budget: Budget, select: str, max_pixels: int | None = None
+) -> VisionSpec:
+    """The family's spec with the budget asked for, and the largest picture, for a family that takes any size.
 
     Raises:
-        UserError: a budget by tile for a family without tiles, or [CLS] attention of an encoder without [CLS].
+        UserError: a budget by tile for a family without tiles or with tiles of a few tokens, [CLS] attention of an
+            encoder without [CLS], or a largest picture that cannot be.
     """
     spec = family.describe(checkpoint)
+    any_size = spec.tiling is not None and "max_pixels" in spec.tiling
+    if max_pixels is not None:
+        if not any_size:
+            raise UserError(f"the family {family.name} takes pictures of fixed sizes: leave out --max-pixels")
+        spec = _with_largest(spec, checkpoint, max_pixels)
+    if any_size and budget == "tile":
+        raise UserError(
+            f"the tiles of {family.name} have a few tokens each, too few to choose from: use --budget picture"
+        )
     if spec.tiling is None and budget == "tile":
         raise UserError(f"the family {family.name} does not cut pictures into tiles: leave out --budget tile")
     if selector_entry(select).needs_cls_attention and not spec.cls:
@@ -30,6 +44,17 @@ def described(family: Family, checkpoint: Checkpoint, budget: Budget, select: st
             f"the selector `{select}` needs a [CLS] token, which the encoder of {family.name} does not have"
         )
     return dataclasses.replace(spec, budget=budget)
+
+
+def _with_largest(spec: VisionSpec, checkpoint: Checkpoint, max_pixels: int) -> VisionSpec:
+    assert spec.tiling is not None  # who calls this has seen that pictures vary in size
+    least, most = pixel_limits(image_processor(checkpoint))
+    if not least <= max_pixels <= most:
+        raise UserError(
+            f"--max-pixels is {max_pixels:,}, the model's processor makes pictures of {least:,} to {most:,} pixels: "
+            "give a number between them"
+        )
+    return dataclasses.replace(spec, tiling={**spec.tiling, "max_pixels": max_pixels})
 
 
 def refuse_for_tiles(family: str, search: bool, calibrated: bool, precision: str) -> None:
