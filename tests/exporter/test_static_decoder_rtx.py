@@ -16,6 +16,7 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Conf
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from tests.exporter.decoder_models import SIZES, TEXT, make_model
+from tests.exporter.text_models import TRUE, save_text
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no engine can be built without a GPU")
 
@@ -54,28 +55,28 @@ def build(graph: Path, profiles: tuple[tuple[int, int, int], ...]) -> Built:
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    width = network.get_input(0).shape[2]
+    given = [network.get_input(i) for i in range(network.num_inputs)]
+    varying = {tensor.name: tuple(tensor.shape) for tensor in given if -1 in tuple(tensor.shape)}
     for rows in profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape("inputs_embeds", *((1, n, width) for n in rows))
-        profile.set_shape("position_ids", *((1, n) for n in rows))
+        for name, shape in varying.items():
+            profile.set_shape(name, *(tuple(n if size == -1 else size for size in shape) for n in rows))
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     assert plan is not None, log.lines
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     return Built(
         [network.get_layer(i).type for i in range(network.num_layers)],
-        {tensor.name: tensor.dtype for tensor in inputs},
+        {tensor.name: tensor.dtype for tensor in given},
         {tensor.name: tensor.dtype for tensor in outputs},
         plan.nbytes,
     )
 
 
-def exported(folder: Path, cache: int = CACHE) -> Path:
+def exported(folder: Path, cache: int = CACHE, **options: Any) -> Path:
     """The graph of the checkpoint in `folder`."""
     checkpoint = Checkpoint(folder)
-    info = export_engine_decoder(checkpoint, checkpoint.config["text_config"], folder / "engine", cache)
+    info = export_engine_decoder(checkpoint, checkpoint.config["text_config"], folder / "engine", cache, **options)
     return folder / info.file
 
 
@@ -102,6 +103,20 @@ def test_head_sizes_of_real_models_build(size: int, tmp_path: Path) -> None:
     """Some of them fail in TensorRT-RTX 1.7 where the mask gets its four dimensions after the comparison."""
     make_model(LlamaConfig(**SIZES, head_dim=size), tmp_path)
     build(exported(tmp_path), WHOLE)
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_newer_families_build_at_their_head_sizes(name: str, tmp_path: Path) -> None:
+    """The engine's own attention, but for softcapped products, which it has not; caches are written in place."""
+    text = TRUE[name]
+    save_text(text, tmp_path)
+    built = build(exported(tmp_path, **text.export), ((1, 16, CACHE), (1, 1, 2)))
+    layers, capped = text.config.num_hidden_layers, name == "gemma2"
+    assert built.kinds.count(trt.LayerType.KV_CACHE_UPDATE) == 2 * layers
+    assert built.kinds.count(trt.LayerType.ROTARY_EMBEDDING) == 2 * layers
+    assert built.kinds.count(trt.LayerType.ATTENTION_OUTPUT) == (0 if capped else layers)
+    assert ("deepstack" in built.inputs) == (name == "qwen3_vl")
+    assert ("groups" in built.inputs) == (name in ("gemma", "gemma2", "gemma3"))
 
 
 @pytest.mark.parametrize("profiles", [DECODE, PREFILL, DECODE + PREFILL], ids=["decode", "prefill", "both"])

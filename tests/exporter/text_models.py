@@ -55,6 +55,32 @@ MODELS: dict[str, Text] = {
     "gemma3": Text(Gemma3TextConfig(**GEMMA3, query_pre_attn_scalar=40, rope_scaling=LINEAR), {"mask": "picture"}),
 }
 
+# The head sizes, heads to a key-value head and options of the models themselves; narrow and of a few layers.
+SMALL: dict[str, Any] = SIZES | {"hidden_size": 256, "rms_norm_eps": 1e-6}
+QWEN_HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+GEMMA_HEADS: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "sliding_window": 24,
+}
+TRUE: dict[str, Text] = {
+    "qwen2_5_vl": Text(
+        Qwen2_5_VLTextConfig(**SMALL | QWEN_HEADS, rope_parameters=MROPE | {"mrope_section": [16, 24, 24]})
+    ),
+    "qwen3_vl": Text(
+        Qwen3VLTextConfig(**SMALL | QWEN_HEADS, head_dim=128, rope_parameters=MROPE | {"mrope_section": [24, 20, 20]}),
+        {"deepstack": 1},
+    ),
+    "gemma": Text(
+        GemmaConfig(**SMALL | {"num_attention_heads": 8, "num_key_value_heads": 1}, head_dim=256), {"mask": "prefix"}
+    ),
+    "gemma2": Text(Gemma2Config(**SMALL | GEMMA_HEADS), {"mask": "prefix"}),
+    "gemma3": Text(
+        Gemma3TextConfig(**SMALL | GEMMA_HEADS, sliding_window_pattern=2, rope_scaling=LINEAR), {"mask": "picture"}
+    ),
+}
+
 
 class Appends(Protocol):
     """A decoder's graph with its cache, driven by hand."""
@@ -123,10 +149,14 @@ class Reference:
         return {"full_attention": full, "sliding_attention": create_sliding_window_causal_mask(**common)}
 
 
-def make_text(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Reference:
-    """A random language model as a checkpoint in `folder`, and its reference."""
-    text = MODELS[name]
-    torch.manual_seed(seed)
+def make_text(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Reference:
+    """A random language model of `MODELS` as a checkpoint in `folder`, and its reference."""
+    return save_text(MODELS[name], folder, dtype)
+
+
+def save_text(text: Text, folder: Path, dtype: torch.dtype = torch.float32) -> Reference:
+    """A random model as a checkpoint of this dtype in `folder`; the reference has its values in float32."""
+    torch.manual_seed(0)
     model = AutoModel.from_config(text.config, attn_implementation="eager").eval()
     tied = bool(getattr(text.config, "tie_word_embeddings", False))
     with torch.no_grad():
