@@ -1,0 +1,143 @@
+"""Do the bundles of all families answer as transformers does, of this release and of an older one?
+
+    python -m tools.families --write docs/families.md
+    python -m tools.families --python OTHER_ENVIRONMENT/bin/python --write docs/families.md
+
+A tiny checkpoint with random weights is made for every family (LLaVA's is the shipped model), exported with all tokens
+kept and with K kept, and asked by the runtime. transformers answers the same prompts, `tools/families/reference.py`, in
+this environment or in the one of `--python`; for a release before 5 the folder is written in its layout first. Answers
+are compared token by token, and the picture's rows by their largest difference. Where two logits of the reference are
+within 1e-4, another choice is a tie. A difference makes the command fail, but for those that KNOWN explains.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+
+from tools.families.cases import MODELS, Case, Model, ask_all, checkpoint_of, exported, nested, opened
+from tools.families.older import older_layout
+from tools.parity import compare
+from tools.tables import write_between
+
+# (family, releases that start so): why its answers differ there.
+KNOWN = {
+    ("llava_onevision", "4."): "takes the tower's last hidden state after the last norm, transformers 5 before it",
+}
+COLUMNS = ((True, "compact"), (True, "original"), (False, "compact"), (False, "original"))
+
+
+@dataclass
+class Tally:
+    """Answers of one column."""
+
+    count: int = 0
+    same: int = 0
+    tie: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.same} of {self.count}" + (f", {self.tie} ties" if self.tie else "")
+
+
+@dataclass
+class Row:
+    """One family: its columns, the largest difference of a picture's rows, and the release compared with."""
+
+    release: str = ""
+    columns: dict[tuple[bool, str], Tally] = field(default_factory=lambda: {key: Tally() for key in COLUMNS})
+    rows: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing differs but by ties."""
+        return all(tally.same + tally.tie == tally.count for tally in self.columns.values())
+
+
+def measured(name: str, model: Model, python: str, work: Path) -> Row:
+    """Make, export, ask, and compare one family."""
+    checkpoint = checkpoint_of(model, work / "checkpoint")
+    cases: list[Case] = []
+    asked = []
+    for keep in (None, model.keep):
+        with opened(exported(checkpoint, work / f"bundle-{keep}", keep)) as vlm:
+            found = ask_all(vlm, work, whole=keep is None)
+            cases += found
+            asked += [case.asked(vlm, nested(checkpoint)) for case in found]
+    release = subprocess.run(
+        [python, "-c", "import transformers; print(transformers.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[-1]
+    folder = checkpoint if int(release.split(".")[0]) >= 5 else older_layout(checkpoint, work / "older")
+    (work / "cases.json").write_text(json.dumps({"checkpoint": str(folder), "cases": asked}))
+    script = Path(__file__).with_name("reference.py")
+    made = subprocess.run([python, str(script), str(work)], capture_output=True, text=True)
+    if made.returncode:
+        raise click.ClickException(f"{name}: transformers {release} failed: {made.stderr[-2000:]}")
+    reference = json.loads((work / "reference.json").read_text())["tokens"]
+    row = Row(release)
+    with np.load(work / "reference.npz") as arrays:
+        for number, (case, tokens) in enumerate(zip(cases, reference, strict=True)):
+            tally = row.columns[case.whole, case.positions]
+            outcome = compare(case.tokens, tokens, arrays[f"logits{number}"])
+            tally.count += 1
+            tally.same += outcome == "same"
+            tally.tie += outcome == "tie"
+            row.rows = max(row.rows, float(np.abs(case.rows - arrays[f"rows{number}"]).max()))
+    return row
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Markdown."""
+    (release,) = {row.release for row in rows.values()}
+    lines = [
+        f"transformers {release}, greedy, float32: questions answered with the same tokens, and the largest difference",
+        "of a picture's row.",
+        "",
+        "| family | language model | all tokens, compact | all, original | K kept, compact | K kept, original | rows |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        told = " | ".join(str(row.columns[key]) for key in COLUMNS)
+        lines.append(f"| `{name}` | {MODELS[name].language} | {told} | {row.rows:.0e} |")
+    notes = [f"`{name}` {why}." for name, row in rows.items() if (why := known(name, row)) and not row.whole]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def known(name: str, row: Row) -> str | None:
+    """Why answers of this family differ from those of this release, where that is known."""
+    return next(
+        (why for (family, release), why in KNOWN.items() if family == name and row.release.startswith(release)), None
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--python", default=sys.executable, help="The interpreter whose transformers is the reference.")
+@click.option("--family", "names", multiple=True, type=click.Choice(list(MODELS)), help="Only these.")
+@click.option("--write", type=click.Path(path_type=Path), default=None, help="Markdown file whose table is replaced.")
+def main(python: str, names: tuple[str, ...], write: Path | None) -> None:
+    rows = {}
+    for name in names or MODELS:
+        with tempfile.TemporaryDirectory() as work:
+            rows[name] = measured(name, MODELS[name], python, Path(work))
+        click.echo(f"{name}: {', '.join(str(t) for t in rows[name].columns.values())}, rows {rows[name].rows:.0e}")
+    text = table(rows)
+    click.echo(text)
+    if write is not None:
+        release = next(iter(rows.values())).release
+        write_between(write, f"families-{release.split('.')[0]}", text)
+    wrong = [name for name, row in rows.items() if not row.whole and known(name, row) is None]
+    if wrong:
+        raise click.ClickException(f"answers differ for {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
