@@ -77,8 +77,8 @@ class PaliGemma(Plain):
         """See `Family`: the processor's form."""
         if not (checkpoint.json("tokenizer_config.json") or {}).get("bos_token"):
             raise UserError(
-                f"{checkpoint.folder}/tokenizer_config.json has no bos_token, which stands in every prompt of PaliGemma: download "
-                "it again"
+                f"{checkpoint.folder}/tokenizer_config.json has no bos_token, which every prompt of PaliGemma has: "
+                "download it again"
             )
         return _TEMPLATE
 
