@@ -42,7 +42,7 @@ def candidates(model: ir.Model, tokens: ir.Value, attention: ir.Value | None, sp
     tiles = spec.tiles()
     assert tiles is not None  # who calls this has seen that there are tiles
     tape = ir.tape.Tape(model.graph)
-    groups = 1 if spec.budget == "picture" else model.graph.inputs[0].shape[0]  # type: ignore[index]
+    groups = 1 if spec.budget != "tile" else model.graph.inputs[0].shape[0]  # type: ignore[index]
     shape = ir.Shape([groups, spec.tokens, tiles.sources])
     sources = ir.Value(name="sources", type=ir.TensorType(ir.DataType.INT64), shape=shape)
     weights = ir.Value(name="weights", type=ir.TensorType(ir.DataType.FLOAT), shape=shape.copy())

@@ -11,7 +11,7 @@ from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.families.base import Budget
 from svdprune.exporter.families.qwen import pixel_limits
-from svdprune.exporter.processor import image_processor
+from svdprune.exporter.processor import image_processor, image_values
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
 
@@ -19,7 +19,12 @@ MARKS = "processor/marks.npy"
 
 
 def described(
-    family: Family, checkpoint: Checkpoint, budget: Budget, select: str, max_pixels: int | None = None
+    family: Family,
+    checkpoint: Checkpoint,
+    budget: Budget,
+    select: str,
+    pictures: int | None = None,
+    max_pixels: int | None = None,
 ) -> VisionSpec:
     """The family's spec with the budget asked for, and the largest picture, for a family that takes any size.
 
@@ -43,7 +48,21 @@ def described(
         raise UserError(
             f"the selector `{select}` needs a [CLS] token, which the encoder of {family.name} does not have"
         )
-    return dataclasses.replace(spec, budget=budget)
+    if pictures is not None and pictures < 1:
+        raise UserError(f"a prompt of {pictures} pictures cannot be: give 1 or more")
+    tiling = spec.tiling
+    if budget == "prompt":
+        if pictures is None:
+            raise UserError(
+                "--budget prompt is over all pictures of a prompt: say how many at most, --prompt-pictures N"
+            )
+        if spec.extras or spec.deepstack:
+            raise UserError(f"--budget prompt is not there for {family.name}, whose pictures have sizes of their own")
+        if tiling is None:
+            image = image_values(checkpoint)
+            sizes = {"height": spec.height, "width": spec.width, "grid": list(spec.grid)}
+            tiling = {"kind": "whole", **sizes, "resize": image["resize"], "crop": image["crop"]}
+    return dataclasses.replace(spec, budget=budget, pictures=pictures or 1, tiling=tiling)
 
 
 def _with_largest(spec: VisionSpec, checkpoint: Checkpoint, max_pixels: int) -> VisionSpec:

@@ -79,7 +79,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Counts: vision tokens of the whole picture and kept, rows of the prompt (kept ones included), ids generated."""
+    """Counts: vision tokens of the whole pictures and kept, rows of the prompt (kept ones included), ids generated."""
 
     vision_total: int
     vision_kept: int
@@ -91,7 +91,8 @@ class Tokens:
 class Times:
     """Seconds. ``prefill`` runs from the question to the first token; ``decode`` has one entry for each later token.
 
-    ``preprocess`` and ``vision`` are those of the ``Sight``, and 0 in later turns of a chat, where nothing was encoded.
+    ``preprocess`` and ``vision`` are those of the ``Sight`` (several sum up), and 0 in later turns of a chat, where
+    nothing was encoded.
     """
 
     preprocess: float
@@ -117,7 +118,9 @@ class Answer:
     Attributes:
         text: without special tokens and without the stop string.
         token_ids: every id generated, the one that ended the answer included.
-        kept_indices: int64 [K]; ``scores``: float32 [T] (see ``Sight``).
+        kept_indices: int64 [K]; ``scores``: float32 [T] (see ``Sight``). Of several pictures, one after the other: the
+            indices of a picture's tokens follow those of the pictures before it.
+        pictures: how many of ``scores`` are each picture's, in the order of the prompt.
         tokens: counts.
         times: seconds.
         stopped: ``eos`` (the model ended), ``length`` (max_new_tokens or the context) or ``stop`` (a stop string).
@@ -130,6 +133,7 @@ class Answer:
     tokens: Tokens
     times: Times
     stopped: Stopped
+    pictures: list[int] = field(default_factory=list)
 
 
 class AnswerStream(Iterator[str]):

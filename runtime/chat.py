@@ -1,4 +1,4 @@
-"""A conversation about one picture: encoded once, and the decoder's cache carried from turn to turn."""
+"""A conversation about pictures: each encoded once, and the decoder's cache carried from turn to turn."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from svdprune.runtime.template import Message
 from svdprune.runtime.text import assistant_message, user_message
 
 if TYPE_CHECKING:
-    from svdprune.runtime.preprocess import ImageSource
-    from svdprune.runtime.vlm import Vlm
+    from svdprune.runtime.prompt import Pictured
+    from svdprune.runtime.vlm import Pictures, Vlm
 
 
 class Chat:
@@ -29,30 +29,36 @@ class Chat:
     already holds is computed. A template that rewrites earlier turns costs a longer prefill, never a different answer.
 
     Attributes:
-        sight: the picture, encoded.
+        sights: the pictures of the first turn (of the finished turns later on), encoded.
         messages: the finished turns, as chat templates take them.
     """
 
-    def __init__(self, vlm: Vlm, image: ImageSource | Sight) -> None:
-        self.sight = image if isinstance(image, Sight) else vlm.see(image)
+    def __init__(self, vlm: Vlm, image: Pictures) -> None:
+        self.sights = vlm.see_all(image)
         self.messages: list[Message] = []
         self._vlm = vlm
-        self._prompt = vlm.cached_prompt(self.sight)
+        self._pictures = vlm.pictured(self.sights)
+        self._prompt = vlm.cached_prompt([])
         self._open: AnswerStream | None = None
+
+    @property
+    def sight(self) -> Sight:
+        """The first picture."""
+        return self.sights[0]
 
     # fmt: off
     @overload
     def ask(
         self, question: str, stream: Literal[False] = ..., max_new_tokens: int | None = ...,
         temperature: float | None = ..., top_p: float | None = ..., top_k: int | None = ..., seed: int | None = ...,
-        stop: str | Sequence[str] = ...,
+        stop: str | Sequence[str] = ..., images: Pictures | None = ...,
     ) -> Answer: ...
 
     @overload
     def ask(
         self, question: str, stream: Literal[True], max_new_tokens: int | None = ...,
         temperature: float | None = ..., top_p: float | None = ..., top_k: int | None = ..., seed: int | None = ...,
-        stop: str | Sequence[str] = ...,
+        stop: str | Sequence[str] = ..., images: Pictures | None = ...,
     ) -> AnswerStream: ...
     # fmt: on
 
@@ -66,31 +72,51 @@ class Chat:
         top_k: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        images: Pictures | None = None,
     ) -> Answer | AnswerStream:
         """Ask the next question. The arguments and errors are those of ``Vlm.ask``.
+
+        ``images`` are more pictures, which stand before this question and stay in the conversation.
 
         A stream must be read to its end, or closed, before the next question; a closed turn leaves no trace.
         """
         defaults = self._vlm.manifest.decoder.generation
         options = Options.of(defaults, max_new_tokens, temperature, top_p, top_k, seed, stop)
-        answer = self.reply(question, options)
+        answer = self.reply(question, options, images)
         return answer if stream else answer.answer
 
-    def reply(self, question: str, options: Options) -> AnswerStream:
+    def reply(self, question: str, options: Options, images: Pictures | None = None) -> AnswerStream:
         """``ask`` with settings that are checked already: prefill now, the rest as the stream is read."""
         if self._open is not None and not self._open.done:
             raise UserError("the last answer is still being written: read its stream to the end, or close it")
+        vlm = self._vlm
+        vlm.text.check_question(question)  # before a picture is encoded for nothing
+        sights, pictures = self.sights, self._pictures
+        new = [] if self.messages else list(sights)
+        if images is not None:
+            more = vlm.see_later(images, len(sights))
+            new, sights = [*new, *more], [*sights, *more]
+            pictures = [*pictures, *vlm.pictured(sights)[len(pictures) :]]
         started = time.perf_counter()
-        turn = user_message(self._vlm.text.check_question(question), picture=not self.messages)
-        logits = self._prompt.advance(self._vlm.text.prompt_ids([*self.messages, turn]))
-        self._open = AnswerStream(self._write(turn, logits, options, self._prompt.rows, time.perf_counter() - started))
+        turn = user_message(question, len(new))
+        self._prompt.show(pictures)
+        logits = self._prompt.advance(vlm.text.prompt_ids([*self.messages, turn]))
+        prefill = time.perf_counter() - started
+        self._open = AnswerStream(self._write(turn, logits, options, sights, pictures, new, prefill))
         return self._open
 
     def _write(
-        self, turn: Message, logits: np.ndarray, options: Options, prompt_rows: int, prefill: float
+        self,
+        turn: Message,
+        logits: np.ndarray,
+        options: Options,
+        sights: list[Sight],
+        pictures: list[Pictured],
+        new: list[Sight],
+        prefill: float,
     ) -> Iterator[str | Answer]:
-        """Pieces of text, then the answer; the turn joins the conversation at the end."""
-        vlm, sight, first = self._vlm, self.sight, not self.messages
+        """Pieces of text, then the answer; the turn and its pictures join the conversation at the end."""
+        vlm, prompt_rows = self._vlm, self._prompt.rows
         result = Generated()
         yield from generate(
             self._prompt,
@@ -103,17 +129,22 @@ class Chat:
             result,
         )
         self.messages += [turn, assistant_message(result.text)]
+        self.sights, self._pictures = sights, pictures
+        counts = [len(sight.scores) for sight in sights]
+        starts = np.cumsum([0, *counts[:-1]])
+        kept = [sight.kept_indices + start for sight, start in zip(sights, starts, strict=True)]
         yield Answer(
             text=result.text,
             token_ids=result.ids,
-            kept_indices=sight.kept_indices,
-            scores=sight.scores,
-            tokens=Tokens(len(sight.scores), len(sight.kept_indices), prompt_rows, len(result.ids)),
+            kept_indices=np.concatenate(kept),
+            scores=np.concatenate([sight.scores for sight in sights]),
+            tokens=Tokens(sum(counts), sum(map(len, kept)), prompt_rows, len(result.ids)),
             times=Times(
-                preprocess=sight.preprocess if first else 0.0,
-                vision=sight.vision if first else 0.0,
+                preprocess=sum(sight.preprocess for sight in new),
+                vision=sum(sight.vision for sight in new),
                 prefill=prefill + result.seconds[0],
                 decode=result.seconds[1:],
             ),
             stopped=result.stopped,
+            pictures=counts,
         )

@@ -84,7 +84,7 @@ class CachedPrompt:
     Args:
         decoder: starts the state.
         embed: looks up token embeddings.
-        pictures: of the prompt, in its order; ``add`` gives more for later turns.
+        pictures: of the prompt, in its order; ``show`` gives others.
         policy: of positions.
         info: the manifest's ``decoder``.
         image_token_id: id of the picture token.
@@ -110,13 +110,14 @@ class CachedPrompt:
         """Rows in the cache: one for each text token and each of the pictures' features."""
         return self._state.length
 
-    def add(self, pictures: Sequence[Pictured]) -> None:
-        """More pictures, whose tokens follow those of the others in every later prompt."""
-        self._pictures += pictures
-
-    def drop(self, pictures: int) -> None:
-        """Forget the last ``pictures`` that were added."""
-        del self._pictures[len(self._pictures) - pictures :]
+    def show(self, pictures: Sequence[Pictured]) -> None:
+        """Other pictures for later prompts. What the cache holds stays up to the first that is another object."""
+        same = 0
+        while same < min(len(pictures), len(self._pictures)) and pictures[same] is self._pictures[same]:
+            same += 1
+        if self._layout is not None and same < len(self._layout.places):
+            self.ids = self.ids[: self._layout.places[same]]
+        self._pictures = list(pictures)
 
     def advance(self, ids: Sequence[int]) -> np.ndarray:
         """Bring the cache to the prompt ``ids``, computing only what follows its and their common beginning.

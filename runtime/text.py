@@ -17,10 +17,10 @@ _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how byte-fallback vocabularies spell one byte
 
 
-def user_message(question: str, picture: bool) -> Message:
-    """A user's turn, with the picture before the question or without one."""
-    image = [{"type": "image"}] if picture else []
-    return {"role": "user", "content": [*image, {"type": "text", "text": question}]}
+def user_message(question: str, picture: int) -> Message:
+    """A user's turn, with so many pictures (True is one) before the question."""
+    images = [{"type": "image"} for _ in range(picture)]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 def assistant_message(answer: str) -> Message:

@@ -23,12 +23,17 @@ from svdprune.runtime.positions import policy_named
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
 from svdprune.runtime.prompt import CachedPrompt, Pictured
 from svdprune.runtime.text import TextProcessor, user_message
-from svdprune.runtime.tiling.see import read_marks, see_tiles
+from svdprune.runtime.tiling import SEVERAL
+from svdprune.runtime.tiling.see import read_marks, see_frames, see_tiles
 from svdprune.runtime.vision import VisionBackend, open_vision
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from svdprune.runtime.chat import Chat
     from svdprune.runtime.preprocess import ImageSource
+
+    Pictures: TypeAlias = ImageSource | Sight | Sequence[ImageSource | Sight]
 
 
 def load(
@@ -93,7 +98,7 @@ class Vlm:
         self.embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
 
     def see(self, image: ImageSource) -> Sight:
-        """Encode a picture: preprocess, vision graph.
+        """Encode one picture, the only one of its prompt: preprocess, vision graph.
 
         Args:
             image: a path, bytes, a Pillow image, or uint8 [h, w, 3] or [h, w].
@@ -102,8 +107,57 @@ class Vlm:
             UserError: the picture cannot be used (see ``open_image``).
             NumericalError: NaN or infinity in the features or scores.
         """
-        if self.manifest.vision.tiles is not None:
-            return see_tiles(self, image, self.manifest.vision.tiles)
+        return self.see_all([image])[0]
+
+    def see_all(self, images: Pictures, beside: int = 0) -> list[Sight]:
+        """Encode the pictures of one prompt; some models, and the budget ``prompt``, take them otherwise than alone.
+
+        Args:
+            images: one or several, as ``see`` takes them; what is a ``Sight`` already stays as it is.
+            beside: how many more pictures the prompt holds.
+
+        Raises:
+            UserError, NumericalError: as of ``see``; no picture; more than the bundle was exported for.
+        """
+        given = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not given:
+            raise UserError("there is no picture: give one or more")
+        fresh = [image for image in given if not isinstance(image, Sight)]
+        if self.manifest.vision.tiles is not None and fresh:
+            made = iter(see_tiles(self, fresh, self.manifest.vision.tiles, len(given) + beside))
+        else:
+            made = iter([self._see_whole(image) for image in fresh])
+        return [image if isinstance(image, Sight) else next(made) for image in given]
+
+    def see_later(self, images: Pictures, before: int) -> list[Sight]:
+        """``see_all`` for pictures of a later turn, after ``before`` others.
+
+        Raises:
+            UserError: as of ``see_all``; a model that takes a picture otherwise when it is alone, as the first was.
+        """
+        tiling = self.settings.tiling
+        if before == 1 and tiling is not None and tiling.get(SEVERAL) is not None:
+            raise UserError(
+                "this model takes a picture that is alone in finer detail than one of several: give all pictures with "
+                "the first question"
+            )
+        return self.see_all(images, before)
+
+    def see_video(self, frames: Sequence[ImageSource]) -> list[Sight]:
+        """Encode the frames of a video: as the model's own kind of video where it has one that pictures are chosen for
+        (one ``Sight`` of all frames), otherwise as so many pictures.
+
+        Raises:
+            UserError: as of ``see_all``; more frames than the vision graph takes.
+        """
+        if self.manifest.vision.tiles is not None and frames:
+            sight = see_frames(self, frames, self.manifest.vision.tiles)
+            if sight is not None:
+                return [sight]
+        return self.see_all(list(frames))
+
+    def _see_whole(self, image: ImageSource) -> Sight:
+        """A picture that is not cut."""
         started = time.perf_counter()
         pixels = preprocess(open_image(image), self.settings)
         feed = pixels if self.manifest.vision.input == "uint8" else normalise(pixels, self.settings)
@@ -137,14 +191,14 @@ class Vlm:
     # fmt: off
     @overload
     def ask(
-        self, image: ImageSource | Sight, question: str, stream: Literal[False] = ..., max_new_tokens: int | None = ...,
+        self, image: Pictures, question: str, stream: Literal[False] = ..., max_new_tokens: int | None = ...,
         temperature: float | None = ..., top_p: float | None = ..., top_k: int | None = ..., seed: int | None = ...,
         stop: str | Sequence[str] = ...,
     ) -> Answer: ...
 
     @overload
     def ask(
-        self, image: ImageSource | Sight, question: str, stream: Literal[True], max_new_tokens: int | None = ...,
+        self, image: Pictures, question: str, stream: Literal[True], max_new_tokens: int | None = ...,
         temperature: float | None = ..., top_p: float | None = ..., top_k: int | None = ..., seed: int | None = ...,
         stop: str | Sequence[str] = ...,
     ) -> AnswerStream: ...
@@ -152,7 +206,7 @@ class Vlm:
 
     def ask(
         self,
-        image: ImageSource | Sight,
+        image: Pictures,
         question: str,
         stream: bool = False,
         max_new_tokens: int | None = None,
@@ -162,10 +216,10 @@ class Vlm:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Answer | AnswerStream:
-        """Ask one question about one picture.
+        """Ask one question about one picture or several.
 
         Args:
-            image: a picture as ``see`` takes it, or a ``Sight`` that ``see`` gave.
+            image: a picture as ``see`` takes it, a ``Sight`` that ``see`` gave, or a list of these.
             question: plain text, without the model's control tokens.
             stream: give an ``AnswerStream`` of pieces of text; the prefill is done before it returns.
             max_new_tokens, temperature, top_p, top_k: None takes the bundle's generation defaults.
@@ -182,53 +236,61 @@ class Vlm:
         answer = self.chat(image).reply(question, options)
         return answer if stream else answer.answer
 
-    def chat(self, image: ImageSource | Sight) -> Chat:
-        """A conversation about one picture, which is encoded now and once."""
+    def chat(self, image: Pictures) -> Chat:
+        """A conversation about one picture or a list of them, which are encoded now and once."""
         from svdprune.runtime.chat import Chat
 
         return Chat(self, image)
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Prompt ids of one question about one picture, with one picture token.
+    def prompt_ids(self, question: str, pictures: int = 1) -> list[int]:
+        """Prompt ids of one question about so many pictures, with one picture token for each.
 
         Raises:
             UserError: the question is empty or holds control tokens.
         """
-        return self.text.prompt_ids([user_message(self.text.check_question(question), picture=True)])
+        return self.text.prompt_ids([user_message(self.text.check_question(question), pictures)])
 
     def cached_prompt(self, sights: Sight | Sequence[Sight]) -> CachedPrompt:
         """An empty cache for prompts about a picture, or about several.
 
         Raises:
-            UserError: a ``Sight`` is of a bundle with other sizes.
+            UserError: see ``pictured``.
         """
-        pictures = [self.pictured(sight) for sight in ([sights] if isinstance(sights, Sight) else sights)]
+        pictures = self.pictured([sights] if isinstance(sights, Sight) else sights)
         manifest = self.manifest
         return CachedPrompt(
             self.decoder, self.embed, pictures, self.positions, manifest.decoder, manifest.processor.image_token_id
         )
 
-    def pictured(self, sight: Sight) -> Pictured:
-        """A picture as a prompt takes it.
+    def pictured(self, sights: Sequence[Sight]) -> list[Pictured]:
+        """The pictures of one prompt as it takes them.
 
         Raises:
-            UserError: the ``Sight`` is of a bundle with other sizes.
+            UserError: a ``Sight`` is of a bundle with other sizes, or they have more tokens than one budget over all of
+                them.
         """
         info = self.manifest.vision
-        features, tiles = sight.features_in_place, info.tiles
-        shapes = (features.shape, sight.scores.shape)
-        tokens = info.tokens if tiles is None else len(sight.scores)
-        wanted = ((len(sight.places), info.hidden), (tokens,))
-        if shapes != wanted or (tiles is None) != (sight.tiled is None):
+        for sight in sights:
+            shapes = (sight.features_in_place.shape, sight.scores.shape)
+            tokens = info.tokens if info.tiles is None else len(sight.scores)
+            wanted = ((len(sight.places), info.hidden), (tokens,))
+            if shapes != wanted or (info.tiles is None) != (sight.tiled is None):
+                raise UserError(
+                    f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle {wanted[0]} and "
+                    f"{wanted[1]}: see the picture with the bundle that answers"
+                )
+        kept = sum(len(sight.kept_indices) for sight in sights)
+        if info.tiles is not None and info.tiles.budget == "prompt" and kept > info.keep:
             raise UserError(
-                f"the Sight has features {shapes[0]} and scores {shapes[1]}, this bundle {wanted[0]} and {wanted[1]}: "
-                "see the picture with the bundle that answers"
+                f"the pictures keep {kept} tokens, the bundle {info.keep} of all pictures of a prompt together: give all "
+                "of them at once, with the first question"
             )
-        return Pictured(sight.span, features, sight.deepstack)
+        return [Pictured(sight.span, sight.features_in_place, sight.deepstack) for sight in sights]
 
-    def first_logits(self, sight: Sight, question: str) -> np.ndarray:
+    def first_logits(self, sights: Sight | Sequence[Sight], question: str) -> np.ndarray:
         """Logits float32 [V] from which the first token of the answer is chosen."""
-        return self.cached_prompt(sight).advance(self.prompt_ids(question))
+        pictures = 1 if isinstance(sights, Sight) else len(sights)
+        return self.cached_prompt(sights).advance(self.prompt_ids(question, pictures))
 
 
 def _check_size(settings: ImageSettings, manifest: Manifest) -> None:

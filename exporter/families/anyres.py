@@ -22,7 +22,8 @@ def anyres_spec(
 
     Args:
         vision: the vision config. hidden: H. tap: as the config counts it.
-        pinpoints: of the family, where the config names none. more: fields of `AnyRes` or `VisionSpec`.
+        pinpoints: of the family, where the config names none. more: fields of `AnyRes` or `VisionSpec`; `tilings`: the
+            tilings `several` and `video`.
 
     Raises:
         UserError: config and processor do not belong together.
@@ -50,6 +51,7 @@ def anyres_spec(
         "side": side,
         "pinpoints": [list(pair) for pair in chosen],
         "pool_above": more.pop("pool_above", None),
+        **more.pop("tilings", {}),
     }
     return VisionSpec(
         height=size,

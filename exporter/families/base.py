@@ -12,9 +12,9 @@ import torch
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import Mask
-from svdprune.runtime.tiling import TilesInfo, tiling_of
+from svdprune.runtime.tiling import TilesInfo, tiling_of, video_tiling_of
 
-Budget = Literal["picture", "tile"]
+Budget = Literal["picture", "tile", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class VisionSpec:
     tap: which hidden state the features are, counted as the config counts it.
     mean, std: per channel, of pictures scaled to [0, 1].
     tiling: how a picture is cut into tiles of this size (`tiling` of image.json, see `svdprune.runtime.tiling`), None
-    where it is one. budget: K of the whole picture or of each tile. cls: whether the encoder has a [CLS] token.
+    where it is one. budget: K of the whole picture, of each tile, or of all pictures of a prompt together, which are at
+    most `pictures`. cls: whether the encoder has a [CLS] token.
     mask: which rows of a prompt see later ones (`decoder.mask` of the manifest).
     extras: what the encoder takes beside the tiles' pixels, by name: float32 (N, *rest), with the `rest`; the tiling
     makes them. deepstack: L, how many levels of features go to the decoder's first layers.
@@ -47,35 +48,56 @@ class VisionSpec:
     mask: Mask = "causal"
     extras: dict[str, list[int]] = field(default_factory=dict)
     deepstack: int = 0
+    pictures: int = 1
 
     @property
     def tokens(self) -> int:
-        """T of one choice: of the picture or tile; the most that there can be, where that varies."""
+        """T of one choice: of the prompt, picture or tile; the most that there can be, where that varies."""
         if self.tiling is not None and self.budget == "picture":
             return tiling_of(self.tiling).most_tokens
+        if self.tiling is not None and self.budget == "prompt":
+            alone, among = tiling_of(self.tiling), tiling_of(self.tiling, pictures=self.pictures)
+            return max(alone.most_tokens, self.pictures * among.most_tokens)
         return self.grid[0] * self.grid[1]
 
     @property
     def selection_grid(self) -> tuple[int, int] | None:
         """(rows, columns) of the tokens that are chosen from; None where they lie on no one grid."""
-        return None if self.tiling is not None and self.budget == "picture" else self.grid
+        return None if self.tiling is not None and self.budget != "tile" else self.grid
 
     def most_rows(self, keep: int) -> int:
-        """The most rows that a picture has in the prompt when `keep` tokens are kept: those, and marks beside them."""
+        """The most rows that a prompt's pictures have when `keep` tokens are kept: those, and marks beside them."""
         if self.tiling is None:
-            return keep
-        tiling = tiling_of(self.tiling)
-        kept = min(keep * (tiling.limits[2] if self.budget == "tile" else 1), tiling.most_tokens)
-        return kept + tiling.marks_with(kept)
+            return keep * self.pictures
+        rows = []
+        for count in {1, self.pictures}:
+            tiling = tiling_of(self.tiling, pictures=count)
+            each = min(keep * (tiling.limits[2] if self.budget == "tile" else 1), tiling.most_tokens)
+            kept = min(keep, count * tiling.most_tokens) if self.budget == "prompt" else count * each
+            rows.append(kept + count * tiling.marks_with(each))
+        return max(rows)
 
     def tiles(self, marks: str | None = None) -> TilesInfo | None:
         """The manifest's `vision.tiles`; `marks` is the bundle's file of rows between the tokens."""
         if self.tiling is None:
             return None
-        tiling = tiling_of(self.tiling)
-        least, likely, most = tiling.limits
-        per_tile = self.grid[0] * self.grid[1]
-        return TilesInfo(least, likely, most, per_tile, self.budget, tiling.most_sources, marks, extras=self.extras)
+        alone, among = tiling_of(self.tiling), tiling_of(self.tiling, pictures=2)
+        video = video_tiling_of(self.tiling)
+        count = self.pictures if self.budget == "prompt" else 1
+        least, likely, most = alone.limits
+        if self.budget == "prompt" and self.pictures > 1:
+            likely, most = count * among.limits[1], max(most, count * among.limits[2])
+        return TilesInfo(
+            min(least, among.limits[0], 1 if video else least),
+            likely,
+            most,
+            self.grid[0] * self.grid[1],
+            self.budget,
+            max(alone.most_sources, among.most_sources, video.most_sources if video else 1),
+            marks,
+            pictures=count,
+            extras=self.extras,
+        )
 
 
 class Family(Protocol):

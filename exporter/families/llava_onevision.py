@@ -19,6 +19,7 @@ from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families.anyres import anyres_spec, newline
 from svdprune.exporter.families.base import Plain, VisionSpec
 from svdprune.exporter.families.llava import PROJECTOR, TOWER, tap_of
+from svdprune.exporter.processor import image_values
 from svdprune.exporter.towers.layers import Projector, depth_of, filled
 from svdprune.exporter.towers.siglip import DEFAULTS, SiglipTower
 from svdprune.runtime.errors import UserError
@@ -50,7 +51,15 @@ class LlavaOnevision(Plain):
             raise UserError(f"vision_aspect_ratio {aspect!r} is not supported: only anyres_max_<number> is")
         hidden = checkpoint.info(PROJECTOR + "linear_2.weight").shape[0]
         vision, tap = _vision(checkpoint), tap_of(config, _TAP)
-        return anyres_spec(checkpoint, vision, hidden, tap, _PINPOINTS, pool_above=int(limit[1]), cls=False)
+        tile = {"tile": vision["image_size"], "side": vision["image_size"] // vision["patch_size"]}
+        mean = image_values(checkpoint)["mean"]
+        tilings = {  # a picture beside others, and the frames of a video, are one tile each
+            "several": {"kind": "square", **tile, "background": [int(255 * value) for value in mean]},
+            "video": {"kind": "pooled", **tile},
+        }
+        return anyres_spec(
+            checkpoint, vision, hidden, tap, _PINPOINTS, pool_above=int(limit[1]), tilings=tilings, cls=False
+        )
 
     def encoder(self, checkpoint: Checkpoint) -> nn.Module:
         vision, tap = _vision(checkpoint), tap_of(checkpoint.config, _TAP)

@@ -117,13 +117,16 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
 def _tokens(vision: Any) -> str:
     if vision.tiles is None:
         return f"{vision.tokens} -> {vision.keep} ({vision.keep / vision.tokens:.1%})"
-    of = "the whole picture" if vision.tiles.budget == "picture" else "each tile"
+    of = {"picture": "the whole picture", "tile": "each tile"}.get(
+        vision.tiles.budget, f"up to {vision.tiles.pictures} pictures together"
+    )
     return f"up to {vision.tokens} -> {vision.keep} of {of}, or as many as there are"
 
 
 def tile_facts(tiles: Any) -> list[tuple[str, str]]:
     """How a picture is cut, as lines for a person."""
-    return [("tiles", f"{tiles.least} to {tiles.most} a picture (likely {tiles.likely}), {tiles.per_tile} tokens each")]
+    of = "a picture" if tiles.budget != "prompt" else f"a prompt of up to {tiles.pictures} pictures"
+    return [("tiles", f"{tiles.least} to {tiles.most} {of} (likely {tiles.likely}), {tiles.per_tile} tokens each")]
 
 
 def _decoder_for_engines(decoder: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.positions import Span
 from svdprune.runtime.profile.graphs import Graph, kept_of, pruned_graph, whole_graph
 from svdprune.runtime.profile.layers import LayerTable
 from svdprune.runtime.profile.report import (
@@ -30,7 +31,6 @@ from svdprune.runtime.profile.report import (
 from svdprune.runtime.profile.runners import Feed, quiet
 from svdprune.runtime.profile.stats import Summary
 from svdprune.runtime.profile.where import backend_versions, where
-from svdprune.runtime.positions import Span
 from svdprune.runtime.prompt import CachedPrompt, Pictured
 from svdprune.runtime.tiling.feed import prepare, rows_of
 from svdprune.runtime.verify_golden import read_golden

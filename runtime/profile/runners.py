@@ -102,7 +102,7 @@ def inputs_of(info: VisionInfo) -> dict[str, tuple[tuple[int | None, ...], np.dt
     """Shape and dtype of every input of a vision graph."""
     inputs = {"pixels": pixels_of(info)}
     if info.tiles is not None:
-        shape = (1 if info.tiles.budget == "picture" else None, info.tokens, info.tiles.sources)
+        shape = (None if info.tiles.budget == "tile" else 1, info.tokens, info.tiles.sources)
         for name, rest in info.tiles.extras.items():
             inputs[name] = ((None, *rest), np.dtype(np.float32))
         inputs |= {"sources": (shape, np.dtype(np.int64)), "weights": (shape, np.dtype(np.float32))}

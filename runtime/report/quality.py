@@ -24,8 +24,9 @@ def kept_section(manifest: Manifest, pictures: Sequence[Shown], note: str | None
     else:
         of = f"{vision.tokens} vision tokens ({vision.grid[0]} x {vision.grid[1]} patches)"
         if vision.tiles is not None:
-            each = "tile" if vision.tiles.budget == "tile" else "picture"
-            of = f"up to {vision.tokens} vision tokens of a {each} (at most {vision.tiles.most} tiles make a picture)"
+            each = vision.tiles.budget
+            made = "prompt" if each == "prompt" else "picture"
+            of = f"up to {vision.tokens} vision tokens of a {each} (at most {vision.tiles.most} tiles make a {made})"
         lead = (
             f"Of {of}, the {vision.keep} with the highest scores of `{vision.selector.name}` reach the language model. "
             "In the first panel, kept patches are bright and outlined, dropped ones dimmed; the second has every score."

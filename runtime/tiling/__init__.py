@@ -8,6 +8,7 @@ rows of the prompt) is the same for all tilings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -141,6 +142,24 @@ class Tiling(Protocol):
         ...
 
 
+class VideoTiling(Protocol):
+    """One way to make a single picture of a video's frames, made from the fields of ``tiling.video``."""
+
+    @property
+    def most_sources(self) -> int:
+        """See ``Tiling``."""
+        ...
+
+    def frames(self, tiles: TilesInfo, tokens: int) -> int:
+        """The most frames that a vision graph takes, of so many tiles and ``tokens`` for one choice."""
+        ...
+
+    def cut_frames(self, images: Sequence[Image.Image], resample: int) -> Cut:
+        """Each RGB frame as a tile; ``resample`` is Pillow's filter code."""
+        ...
+
+
+SEVERAL, VIDEO = "several", "video"  # fields of a tiling that hold another one: for several pictures, for a video
 TILINGS = Registry(
     "tiling",
     {
@@ -148,18 +167,42 @@ TILINGS = Registry(
         "idefics3": "svdprune.runtime.tiling.idefics3:read",
         "internvl": "svdprune.runtime.tiling.internvl:read",
         "patches": "svdprune.runtime.tiling.patches:read",
+        "square": "svdprune.runtime.tiling.square:read",
+        "whole": "svdprune.runtime.tiling.whole:read",
     },
 )
+VIDEO_TILINGS = Registry("video tiling", {"pooled": "svdprune.runtime.tiling.frames:read"})
 
 
-def tiling_of(settings: dict[str, Any], file: str = "image.json") -> Tiling:
+def tiling_of(settings: dict[str, Any], file: str = "image.json", pictures: int = 1) -> Tiling:
     """The tiling that ``settings`` (of ``ImageSettings.tiling``) describe.
+
+    Args:
+        pictures: how many the prompt holds; some models cut a picture otherwise when it is not alone.
 
     Raises:
         BundleError: a kind that is not known, or fields that do not fit it.
     """
-    kind = settings.get("kind")
-    if kind not in TILINGS.names():
-        raise BundleError(f"{file}: the tiling {kind!r} is not known to this svdprune: upgrade svdprune")
-    tiling: Tiling = TILINGS.find(str(kind))({k: v for k, v in settings.items() if k != "kind"}, file)
+    if pictures > 1 and settings.get(SEVERAL) is not None:
+        settings = settings[SEVERAL]
+    tiling: Tiling = _read(TILINGS, settings, file)
     return tiling
+
+
+def video_tiling_of(settings: dict[str, Any], file: str = "image.json") -> VideoTiling | None:
+    """How the model takes the frames of a video as one picture; None where it takes them as pictures of their own.
+
+    Raises:
+        BundleError: as of ``tiling_of``.
+    """
+    if settings.get(VIDEO) is None:
+        return None
+    tiling: VideoTiling = _read(VIDEO_TILINGS, settings[VIDEO], file)
+    return tiling
+
+
+def _read(kinds: Registry, settings: dict[str, Any], file: str) -> Any:
+    kind = settings.get("kind")
+    if kind not in kinds.names():
+        raise BundleError(f"{file}: the tiling {kind!r} is not known to this svdprune: upgrade svdprune")
+    return kinds.find(str(kind))({k: v for k, v in settings.items() if k not in ("kind", SEVERAL, VIDEO)}, file)

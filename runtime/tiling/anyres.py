@@ -162,7 +162,7 @@ class AnyRes:
         if 0 in size:
             raise UserError("the picture is too long and thin for this model: crop it first")
         (low_y, high_y, share_y), (low_x, high_x, share_x) = (
-            _bilinear(old, new) for old, new in zip((height, width), size, strict=True)
+            bilinear(old, new) for old, new in zip((height, width), size, strict=True)
         )
         sources = np.stack([index[y][:, x] for y in (low_y, high_y) for x in (low_x, high_x)], -1)
         weights = np.stack([y[:, None] * x for y in (1 - share_y, share_y) for x in (1 - share_x, share_x)], -1)
@@ -193,7 +193,7 @@ def _unpadded(index: np.ndarray, height: int, width: int) -> np.ndarray:
     return index[:, padding : columns - padding]
 
 
-def _bilinear(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bilinear(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of ``new`` places: the two of ``old`` that it lies between, and the share of the second (no corners)."""
     centres = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
     low = np.minimum(centres.astype(np.int64), old - 1)
