@@ -39,6 +39,8 @@ class Llava(Plain):
         side = vision["image_size"] // vision["patch_size"]
         image = image_values(checkpoint)
         crop = image["crop"] or image["resize"]
+        if crop is None:
+            raise UserError("the processor does not resize pictures to the vision tower's size: that is not supported")
         height, width = crop.get("height", vision["image_size"]), crop.get("width", vision["image_size"])
         if (height, width) != (vision["image_size"],) * 2:
             raise UserError(

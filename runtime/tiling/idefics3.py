@@ -110,11 +110,8 @@ class Idefics3:
             image = resized(image, *_whole_tiles(image.height, image.width, self.tile), resample)
         rows, columns = (image.height // self.tile, image.width // self.tile) if self.split else (1, 1)
         cells = rows * columns if rows * columns > 1 else 0
-        if cells or not self.split:
-            small = resized(image, self.tile, self.tile, resample)
-        else:
-            small = image  # already one tile
-        pixels = tiles_of(small, self.tile)
+        single = self.split and not cells  # the picture is one tile already
+        pixels = tiles_of(image if single else resized(image, self.tile, self.tile, resample), self.tile)
         views = [View(pixels[0], (self.side, self.side), cells * self.side**2)]
         if cells:
             pixels = np.concatenate([tiles_of(image, self.tile), pixels])

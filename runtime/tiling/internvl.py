@@ -1,4 +1,4 @@
-"""Tiles of InternVL: the picture stretched to the grid of tiles whose shape is nearest to its own, then all of it small.
+"""Tiles of InternVL: the picture stretched to the grid of tiles whose shape is nearest to its own, then as a whole.
 
 Cut as by transformers' ``GotOcr2ImageProcessorPil`` with ``crop_to_patches``, as ``InternVLProcessor`` asks it.
 """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def resized(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
-    """The picture at another size, always resampled: Pillow copies where nothing changes, as it does for transformers."""
+    """The picture at another size; Pillow copies it where that is its own."""
     from PIL import Image as Pillow
 
     return image.resize((width, height), Pillow.Resampling(resample))

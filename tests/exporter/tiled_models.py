@@ -59,7 +59,7 @@ def text_config(kind: str, vocabulary: int, hidden: int = 48) -> object:
     )
 
 
-def _spread(model: torch.nn.Module) -> None:
+def spread(model: torch.nn.Module) -> None:
     with torch.no_grad():  # the default initialisation is so small that every token looks alike
         for p in model.parameters():
             if p.ndim > 1:
@@ -84,7 +84,7 @@ def save_next(folder: Path, language: str = "mistral") -> Path:
         image_grid_pinpoints=NEXT_PINPOINTS,
     )
     model = LlavaNextForConditionalGeneration(config)
-    _spread(model)
+    spread(model)
     model.save_pretrained(folder)
     LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
@@ -122,7 +122,7 @@ def save_onevision(folder: Path, language: str = "qwen2") -> Path:
         vision_aspect_ratio=f"anyres_max_{POOL}",
     )
     model = LlavaOnevisionForConditionalGeneration(config)
-    _spread(model)
+    spread(model)
     model.save_pretrained(folder)
     # The parts one by one, as on the hub: the whole processor cannot be made without torchvision, for its videos.
     LlavaOnevisionImageProcessorPil(
