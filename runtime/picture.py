@@ -100,6 +100,13 @@ def kept_views(views: Sequence[View], scores: np.ndarray, kept_indices: np.ndarr
         own, inside = view.part(scores, kept_indices)
         words = caption if number == len(views) - 1 else ""
         sheets.append(kept_picture(view.pixels, own, inside, view.grid, words))
+    return stacked(sheets)
+
+
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below one another, the first on top."""
+    if len(sheets) == 1:
+        return sheets[0]
     whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
     top = 0
     for sheet in sheets:

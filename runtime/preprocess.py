@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -28,7 +30,7 @@ MAX_PIXELS = 80_000_000
 """The most pixels of a picture, before and after resizing: 240 MB as RGB. Below Pillow's own warning at 89 million."""
 
 _SHRINK = f"more than the {MAX_PIXELS // 1_000_000} megapixels allowed: make it smaller first, the model sees far less"
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # what Pillow's decoders raise
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # what Pillow's decoders raise
 
 
 class PictureWarning(UserWarning):
@@ -106,6 +108,21 @@ def open_image(source: ImageSource) -> Image.Image:
     raise UserError(f"a picture must be a path, bytes, a Pillow image or a uint8 array, not {type(source).__name__}")
 
 
+@contextmanager
+def animation(path: str | Path) -> Iterator[Image.Image]:
+    """A picture file opened, its frames to be read by ``seek``; they are not decoded yet.
+
+    Raises:
+        UserError: as of ``open_image``; frames over ``MAX_PIXELS``.
+    """
+    with _file(path) as stream:
+        picture = _open(stream, str(path))
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{path} has {width:,} x {height:,} pixels, {_SHRINK}")
+        yield picture
+
+
 def _decode(picture: Image.Image, name: str) -> Image.Image:
     """Check the size that the header tells, decode, turn upright, convert to RGB."""
     from PIL import ImageOps
@@ -118,7 +135,7 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
         picture.seek(0)
     try:
         return _opaque(ImageOps.exif_transpose(picture).convert("RGB"))
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
 
 
@@ -193,7 +210,7 @@ def _open(stream: BinaryIO, name: str) -> Image.Image:
         raise UserError(f"{name} is not a picture that Pillow can read: give a {formats} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has {_SHRINK}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UserError(f"{name} is damaged or cut short ({error}): get the picture again") from error
 
 

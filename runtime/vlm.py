@@ -282,8 +282,8 @@ class Vlm:
         kept = sum(len(sight.kept_indices) for sight in sights)
         if info.tiles is not None and info.tiles.budget == "prompt" and kept > info.keep:
             raise UserError(
-                f"the pictures keep {kept} tokens, the bundle {info.keep} of all pictures of a prompt together: give all "
-                "of them at once, with the first question"
+                f"the pictures keep {kept} tokens, the bundle {info.keep} of all pictures of a prompt together: "
+                "give all of them at once, with the first question"
             )
         return [Pictured(sight.span, sight.features_in_place, sight.deepstack) for sight in sights]
 

@@ -41,8 +41,8 @@ def see_tiles(vlm: Vlm, images: Sequence[ImageSource], tiles: TilesInfo, picture
         return [sight for image in images for sight in _seen(vlm, [image], tiling.cut, tiles)]
     if len(images) > tiles.pictures:
         raise UserError(
-            f"the bundle chooses over up to {tiles.pictures} pictures of a prompt, {len(images)} were given: give fewer "
-            f"or export with --prompt-pictures {len(images)}"
+            f"the bundle chooses over up to {tiles.pictures} pictures of a prompt, {len(images)} were given: "
+            f"give fewer, or export with --prompt-pictures {len(images)}"
         )
     return _seen(vlm, images, tiling.cut, tiles)
 

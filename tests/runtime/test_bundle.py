@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 
-from svdprune.runtime import BundleError, Manifest, UserError, open_bundle, write_bundle
+from svdprune.runtime import BundleError, Manifest, UserError, load, open_bundle, write_bundle
 from svdprune.runtime.bundle_reader import check_name
 
 
@@ -40,6 +40,38 @@ def test_round_trip(bundle: Path) -> None:
     assert opened.file("vision.onnx").is_file()
     with pytest.raises(BundleError, match=r"no file vision.txt"):
         opened.file("vision.txt")
+
+
+def test_a_bundle_of_schema_2_reads_as_it_was(copy: Path) -> None:
+    def older(content: dict[str, Any]) -> None:
+        content["schema"] = 2
+        for section, names in (
+            ("decoder", ("position_axes", "deepstack", "mask")),
+            ("processor", ("placeholder", "picture")),
+            ("vision", ("deepstack",)),
+        ):
+            for name in names:
+                del content[section][name]
+
+    edit(copy, older)
+    manifest = open_bundle(copy).manifest
+    assert (manifest.schema, manifest.decoder.position_axes, manifest.decoder.mask) == (2, 1, "causal")
+    assert (manifest.decoder.deepstack, manifest.processor.placeholder) == (0, None)
+    assert load(copy, threads=1).ask(copy / "golden/image.png", "What?", max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("decoder", "position_axes", 2, "position_axes is 2, it must be 1 or 3"),
+        ("decoder", "deepstack", 9, "deepstack"),
+        ("decoder", "mask", "none", "decoder.mask"),
+    ],
+)
+def test_what_schema_3_added_is_checked(copy: Path, section: str, name: str, value: object, words: str) -> None:
+    edit(copy, lambda content: content[section].update({name: value}))
+    with pytest.raises(BundleError, match=words):
+        open_bundle(copy)
 
 
 def test_no_folder_and_no_bundle(tmp_path: Path) -> None:

@@ -245,14 +245,59 @@ def test_nan_in_the_features_is_an_error_not_an_answer(svdprune, tmp_path, pictu
     assert result.stdout == "" and not kept.exists()
 
 
+def test_run_takes_several_pictures_and_draws_them_all(svdprune, bundle, picture, tmp_path):
+    tiny.picture(7).save(tmp_path / "other.png")
+    both = ("run", bundle, "--image", picture, "--image", tmp_path / "other.png", "--prompt", "hi", "--json")
+    result = svdprune(*both, "--max-new-tokens", 4, "--picture", tmp_path / "kept.png")
+    answer = json.loads(result.stdout)
+    expected = load(bundle, threads=1).ask([picture, tmp_path / "other.png"], "hi", max_new_tokens=4)
+    assert answer["token_ids"] == expected.token_ids and answer["budget"] == "picture"
+    assert answer["tokens"]["vision_kept"] == 2 * tiny.KEEP and len(answer["scores"]) == 2 * tiny.TOKENS
+    assert [len(each["kept_indices"]) for each in answer["pictures"]] == [tiny.KEEP] * 2
+    assert answer["kept_indices"][tiny.KEEP] == tiny.TOKENS + answer["pictures"][1]["kept_indices"][0]
+    one = svdprune("run", bundle, "--image", picture, "--prompt", "hi", "--picture", tmp_path / "one.png")
+    assert "of 2 pictures" not in one.stderr
+    with Image.open(tmp_path / "kept.png") as drawn, Image.open(tmp_path / "one.png") as alone:
+        assert drawn.height > 1.5 * alone.height
+
+
+def test_run_takes_the_frames_of_a_video(svdprune, bundle, tmp_path):
+    frames = [tiny.picture(seed) for seed in range(6)]
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"frame{number * 3}.png")
+    asked = ("run", bundle, "--prompt", "hi", "--max-new-tokens", 3, "--json")
+    result = svdprune(*asked, "--video", tmp_path / "frames", "--frames", 3)
+    expected = load(bundle, threads=1).ask([frames[n] for n in (0, 2, 4)], "hi", max_new_tokens=3)
+    assert json.loads(result.stdout)["token_ids"] == expected.token_ids
+    failed(svdprune(*asked), 2, "Give --image", "--video")
+    failed(svdprune(*asked, "--video", "x.gif", "--image", "y.png"), 2, "--video")
+    failed(svdprune(*asked, "--image", "y.png", "--frames", 3), 2, "--frames")
+    failed(svdprune(*asked, "--video", "film.mp4"), 2, "ffmpeg")
+
+
+def test_a_chat_on_a_terminal_takes_more_pictures(bundle, picture, tmp_path, monkeypatch):
+    tiny.picture(7).save(tmp_path / "other.png")
+    monkeypatch.setattr("svdprune.runtime.cli.run._on_terminal", lambda: True)
+    lines = ["what?", "/image nowhere.png", "and?", f"/image {tmp_path / 'other.png'}", "and this?", ""]
+    monkeypatch.setattr("builtins.input", lambda prompt, lines=iter(lines): next(lines))
+    arguments = [str(bundle), "--image", str(picture), "--max-new-tokens", "3"]
+    result = CliRunner().invoke(load_command("run"), arguments, catch_exceptions=False)
+    chat = load(bundle, threads=1).chat(picture)
+    told = [chat.ask("what?", max_new_tokens=3).text]
+    told.append(chat.ask("and this?", max_new_tokens=3, images=tmp_path / "other.png").text)
+    assert result.stdout == "".join(f"{text}\n" for text in told)
+    assert "there is no picture at nowhere.png" in result.stderr
+
+
 def test_without_a_question_and_a_terminal_there_is_nothing_to_do(svdprune, bundle, picture):
     failed(svdprune("run", bundle, "--image", picture), 2, "--prompt")
 
 
 def test_a_chat_encodes_the_picture_once(bundle, picture, monkeypatch):
     seen = []
-    encode = Vlm.see
-    monkeypatch.setattr(Vlm, "see", lambda self, image: seen.append(image) or encode(self, image))
+    encode = Vlm._see_whole
+    monkeypatch.setattr(Vlm, "_see_whole", lambda self, image: seen.append(image) or encode(self, image))
     monkeypatch.setattr("svdprune.runtime.cli.run._on_terminal", lambda: True)
     questions = iter(["what?", "and now?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(questions))
@@ -268,7 +313,7 @@ def test_ctrl_c_says_a_word_and_leaves_with_130(svdprune, bundle, picture, monke
     def interrupted(self, image):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Vlm, "see", interrupted)
+    monkeypatch.setattr(Vlm, "_see_whole", interrupted)
     result = svdprune("run", bundle, "--image", picture, "--prompt", "hi")
     assert result.exit_code == 130 and result.stderr.strip() == "svdprune: stopped"
 
