@@ -6,15 +6,16 @@ import dataclasses
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from svdprune.calib.keep_curve import KeepCurve
 from svdprune.exporter.build_script import write_build_script
 from svdprune.exporter.calibrate.apply import Chosen, calibration_files, choose_selector
-from svdprune.exporter.calibrate.auto import Wish, search_keep, wants_search
+from svdprune.exporter.calibrate.auto import Search, Wish, search_keep, wants_search
+from svdprune.exporter.calibrate.graph import judge_bundle
 from svdprune.exporter.decoder import export_decoder
 from svdprune.exporter.decoder.engine_choice import plan_engine
 from svdprune.exporter.decoder.static_export import export_engine_decoder
@@ -22,13 +23,14 @@ from svdprune.exporter.families import family_of
 from svdprune.exporter.families.base import Budget
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
-from svdprune.exporter.quantise import measured, plan_quantisation, quantise_vision
+from svdprune.exporter.quantise import Asker, measured, plan_quantisation
 from svdprune.exporter.report import prepare_report, write_report
 from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import parse_keep
-from svdprune.exporter.source import locate
-from svdprune.exporter.tiles import MARKS, described, refuse_for_tiles, write_marks
-from svdprune.exporter.vision import OPSET, build_vision, save_graph
+from svdprune.exporter.source import Source, locate
+from svdprune.exporter.tiles import MARKS, described, write_marks
+from svdprune.exporter.vision import OPSET
+from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
 from svdprune.runtime.bundle import write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place
 from svdprune.runtime.manifest import (
@@ -60,7 +62,9 @@ class ExportRequest:
     graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
     cache, prompt and answer together. `calibration_images` (a source's spec) and `sensitive` (`auto`, `none` or a count
     of blocks left in float) are for the precisions int8 and fp8. `budget` is for models that cut a picture into tiles:
-    K of the whole picture, or of each `tile`. `report` writes `report.html`.
+    K of the whole picture, or of each `tile`; `prompt` is K of all pictures of a prompt together, for any model.
+    `prompt_pictures` is how many those are at most (and how many the decoder engine's cache has room for).
+    `max_pixels` is the largest area of a picture, for models that take any size. `report` writes `report.html`.
     """
 
     model: str
@@ -84,6 +88,8 @@ class ExportRequest:
     cache: int | None = None
     positions: Positions = "compact"
     budget: Budget = "picture"
+    prompt_pictures: int | None = None
+    max_pixels: int | None = None
     input: str = "uint8"
     revision: str | None = None
     report: bool = True
@@ -132,31 +138,11 @@ def export_model(
     source = locate(request.model, request.revision)
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
-    spec = described(family, checkpoint, request.budget, request.select)
+    spec = described(family, checkpoint, request.budget, request.select, request.prompt_pictures, request.max_pixels)
     search = wants_search(request.keep, request.select, request.search)
     asked = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
-    if spec.tiling is not None:
-        refuse_for_tiles(family.name, search, request.calibration is not None, request.precision)
     chosen = choose_selector(request.select, asked, request.seed, request.calibration, checkpoint, spec)
     selector = chosen.config
-    curve = None
-    if search:
-        if request.out is not None:
-            check_bundle_place(request.out, request.overwrite)  # before a search of minutes
-        selector.check(tokens=spec.tokens, channels=spec.channels, keep=1)
-        curve = search_keep(
-            checkpoint, request.model, chosen, request.positions, request.search, request.seed, target, progress, say
-        )
-        keep = curve.keep
-    else:
-        keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
-    selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
-    out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
-    text_config = checkpoint.config["text_config"]
-    plan = plan_engine(target, request.decoder_engine, request.cache, text_config, spec.most_rows(keep))
-    summary = ExportSummary(
-        out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note, curve=curve, selector=chosen
-    )
     raw = request.input == "uint8"
     images = dataclasses.replace(ImageSettings.from_json(image_values(checkpoint)), tiling=spec.tiling)
     eight_bits = plan_quantisation(
@@ -165,49 +151,88 @@ def export_model(
         request.calibration_images,
         request.sensitive,
         images,
+        spec,
         raw,
         request.seed,
         lambda note: progress(note, 0.05),
     )
-    quantised = None
+    maker = VisionFile(checkpoint, family, spec, chosen, request.precision, eight_bits, raw, target)
+    with ExitStack() as workshop:
+        found = None
+        if search:
+            if request.out is not None:
+                check_bundle_place(request.out, request.overwrite)  # before a search of minutes
+            selector.check(tokens=spec.tokens, channels=spec.channels, keep=1)
+            beside = TemporaryDirectory(prefix=".svdprune-", dir=_nearest(request.out))
+            found = search_keep(
+                maker,
+                request.model,
+                request.positions,
+                request.search,
+                request.seed,
+                Path(workshop.enter_context(beside)),
+                progress,
+                say,
+            )
+            keep = found.curve.keep
+        else:
+            keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
+        selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
+        return _write(request, source, maker, images, keep, found, progress)
+
+
+def _write(
+    request: ExportRequest,
+    source: Source,
+    maker: VisionFile,
+    images: ImageSettings,
+    keep: int,
+    found: Search | None,
+    progress: Progress,
+) -> ExportSummary:
+    """The bundle that keeps `keep` tokens, which `found` found where it was searched."""
+    checkpoint, family, spec, chosen, target = maker.checkpoint, maker.family, maker.spec, maker.chosen, maker.target
+    selector, eight_bits, raw = chosen.config, maker.plan, maker.raw
+    out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
+    text_config = checkpoint.config["text_config"]
+    plan = plan_engine(target, request.decoder_engine, request.cache, text_config, spec.most_rows(keep))
+    curve = found.curve if found else None
+    summary = ExportSummary(
+        out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note, curve=curve, selector=chosen
+    )
 
     with write_bundle(out, overwrite=request.overwrite) as bundle:
         with _timed(summary, "vision"):
-            build = partial(
-                build_vision,
-                checkpoint,
-                family,
-                spec,
-                selector,
-                keep,
-                precision=eight_bits.float_type if eight_bits else request.precision,
-                raw=raw,
-                start=chosen.start,
-                report=lambda stage: progress(stage, 0.1),
-            )
-            if eight_bits:
-                quantised = quantise_vision(
-                    build,
-                    bundle.file("vision.onnx"),
-                    eight_bits,
-                    lambda stage, share: progress(stage, 0.15 + 0.2 * share),
-                )
+            place = bundle.file(GRAPH)
+            if found:
+                quantised = found.quantised
+                move_graph(found.graph, place)
             else:
-                graph = build()
-                progress("writing the vision graph", 0.3)
-                save_graph(graph, bundle.file("vision.onnx"))
-                del graph
-            refuse_violations(check_target(bundle.path / "vision.onnx", target), "vision graph", target)
+                quantised = maker.write(keep, place, progress)
         with _timed(summary, "decoder"):
             progress("writing the decoder", 0.4)
-            decoder = export_decoder(checkpoint, text_config, bundle.path / "decoder", request.decoder_precision)
+            decoder = export_decoder(
+                checkpoint,
+                text_config,
+                bundle.path / "decoder",
+                request.decoder_precision,
+                deepstack=spec.deepstack,
+                mask=spec.mask,
+            )
         decoder = dataclasses.replace(decoder, engine_refused=plan.note)
         if plan.cache is not None:
             with _timed(summary, "decoder for engines"):
                 progress("writing the decoder for engines", 0.55)
-                engine = export_engine_decoder(checkpoint, text_config, bundle.path / "decoder", plan.cache)
-                found = check_target(bundle.path / engine.file, target, plan.releases)
-                refuse_violations(found, "decoder graph for engines", target)
+                engine = export_engine_decoder(
+                    checkpoint,
+                    text_config,
+                    bundle.path / "decoder",
+                    plan.cache,
+                    deepstack=spec.deepstack,
+                    mask=spec.mask,
+                )
+                violations = check_target(bundle.path / engine.file, target, plan.releases)
+                refuse_violations(violations, "decoder graph for engines", target)
             decoder = dataclasses.replace(decoder, engine=engine)
         processor = write_processor(
             checkpoint,
@@ -237,7 +262,8 @@ def export_model(
             )
             if eight_bits and quantised:
                 progress("comparing first tokens with the float vision graph", 0.85)
-                summary.quantisation = measured(quantised, eight_bits, reference, text, spec.tokens, request.positions)
+                asker = Asker(reference, text, decoder, request.positions, marks)
+                summary.quantisation = measured(quantised, eight_bits, asker)
             page = None
             if request.report:
                 progress("measuring the energy curve", 0.88)
@@ -268,6 +294,7 @@ def export_model(
                 selector=SelectorInfo(**chosen.manifest_fields()),  # type: ignore[arg-type]
                 quantisation=summary.quantisation,
                 tiles=spec.tiles(None if marks is None else MARKS),
+                deepstack=spec.deepstack,
             ),
             decoder=decoder,
             processor=processor,
@@ -277,6 +304,9 @@ def export_model(
             calibration=calibration,
             written_by={name: importlib.metadata.version(name) for name in WRITERS},
         )
+        if found and curve:
+            with _timed(summary, "answers"):
+                summary.curve = judge_bundle(bundle, curve, found.held, progress)
         if target.releases:
             write_build_script(bundle.path, target, bundle.manifest)
         if page is not None:
@@ -288,6 +318,12 @@ def export_model(
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)
     return summary
+
+
+def _nearest(out: Path | None) -> Path:
+    """The folder that is there and nearest to the bundle: large files are moved within it, not copied."""
+    place = (out or Path("bundle")).absolute().parent
+    return next(folder for folder in (place, *place.parents) if folder.is_dir())
 
 
 @contextmanager

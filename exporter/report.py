@@ -5,7 +5,6 @@ Nothing here may spoil an export: what cannot be measured or counted becomes a n
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,12 +24,13 @@ from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.golden import golden_case
 from svdprune.exporter.licence import weights_licence
 from svdprune.exporter.report_estimate import counted
+from svdprune.exporter.unfinished import unfinished
 from svdprune.runtime.answer import Sight
 from svdprune.runtime.bundle import Bundle
 from svdprune.runtime.decoder import open_decoder
 from svdprune.runtime.errors import SvdpruneError
 from svdprune.runtime.machine import host_memory
-from svdprune.runtime.manifest import FileInfo, Manifest
+from svdprune.runtime.manifest import Manifest
 from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
 from svdprune.runtime.profile.report import ProfileReport
 from svdprune.runtime.report import FACTS, PAGE
@@ -155,7 +155,7 @@ def write_report(
     Raises:
         BundleError: a file of the bundle is not what it should be.
     """
-    bundle = _opened(folder, manifest)
+    bundle = unfinished(folder, manifest)
     licence = weights_licence(checkpoint.folder)
     guess = counted(checkpoint, manifest)
     progress("trying the bundle on this machine")
@@ -176,19 +176,9 @@ def write_report(
     place.parent.mkdir(exist_ok=True)
     place.write_text(facts.to_json(), encoding="utf-8")
     progress("writing the report")
-    page = render_page(_opened(folder, manifest), facts)
+    page = render_page(unfinished(folder, manifest), facts)
     (folder / PAGE).write_text(page, encoding="utf-8")
     return PAGE
-
-
-def _opened(folder: Path, manifest: Manifest) -> Bundle:
-    """The bundle as it is so far: sizes of all files, no hashes, which are computed once, at the end."""
-    files = {
-        place.relative_to(folder).as_posix(): FileInfo("", place.stat().st_size)
-        for place in sorted(folder.rglob("*"))
-        if place.is_file()
-    }
-    return Bundle(folder, dataclasses.replace(manifest, files=files))
 
 
 @dataclass

@@ -76,21 +76,6 @@ def _with_largest(spec: VisionSpec, checkpoint: Checkpoint, max_pixels: int) -> 
     return dataclasses.replace(spec, tiling={**spec.tiling, "max_pixels": max_pixels})
 
 
-def refuse_for_tiles(family: str, search: bool, calibrated: bool, precision: str) -> None:
-    """Refuse what is only there for pictures of one size.
-
-    Raises:
-        UserError: naming it.
-    """
-    for asked, what, remedy in (
-        (search, "a search for K (--keep auto)", "give a count"),
-        (calibrated, "a calibration", "export without"),
-        (precision not in ("fp32", "fp16"), f"the precision {precision}", "give fp16"),
-    ):
-        if asked:
-            raise UserError(f"{what} is not there yet for {family}, which cuts a picture into tiles: {remedy}")
-
-
 def write_marks(family: Family, checkpoint: Checkpoint, folder: Path) -> np.ndarray | None:
     """Write the family's rows between tokens, float32 (E, H), into the bundle; None where it has none."""
     marks = family.marks(checkpoint)

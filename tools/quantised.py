@@ -173,14 +173,14 @@ def rule_tables(model: str, keep: int) -> tuple[str, str]:
     rules = ["| scheme | rule for ranges | cosine of the tokens | kept set, mean / worst |", "|---|---|---|---|"]
     bits = ["| int8 weights | run | cosine of the tokens | kept set, mean / worst |", "|---|---|---|---|"]
     for precision, target in (("int8", "cpu"), ("fp8", "rtx-40")):
-        plan = plan_quantisation(precision, find_target(target), None, None, images, True, 0)
+        plan = plan_quantisation(precision, find_target(target), None, None, images, spec, True, 0)
         assert plan is not None
         with tempfile.TemporaryDirectory() as folder:
             graph = build_vision(checkpoint, family, spec, SelectorConfig(), keep, precision=plan.float_type)
             shop = Workshop(Path(folder), graph, plan)
             tensors = list(dict.fromkeys(site.activation for site in shop.sites))
             ranges = collect_ranges(shop.plain_path, tensors, plan.calibration)
-            judge = Judge(shop.plain_path, [pixels for pixels, _ in plan.held_out])
+            judge = Judge(shop.plain_path, [fed for fed, _ in plan.held_out])
             for rule in plan.scheme.rules:
                 rules.append(f"| {precision} | {rule} | {changed(shop, judge, ranges, rule)}")
             if plan.for_cpu:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import UNPRUNED, Report, summarise
@@ -18,6 +19,9 @@ from svdprune.runtime.answer import Sight
 from svdprune.runtime.errors import MissingDependency, NumericalError, UserError
 from svdprune.runtime.ort import CPU, open_session
 from svdprune.runtime.preprocess import normalise
+from svdprune.runtime.tiling.feed import prepare
+from svdprune.runtime.tiling.pictured import sight_of
+from svdprune.runtime.tiling.slots import chosen
 from svdprune.runtime.unpruned import unpruned_graph
 from svdprune.runtime.vlm import Vlm
 
@@ -46,9 +50,11 @@ class Unpruned:
             unpruned_graph(vlm.bundle.file(vlm.manifest.vision.file), folder / "unpruned.onnx"), threads, CPU
         )
 
-    def see(self, sight: Sight) -> Sight:
-        """All T features of the picture that `sight` shows."""
+    def see(self, image: Image.Image, sight: Sight) -> Sight:
+        """All features of the picture `image`, which is the one that `sight` shows."""
         info = self._vlm.manifest.vision
+        if info.tiles is not None:
+            return self._tiles(image)
         feed = sight.pixels if info.input == "uint8" else normalise(sight.pixels, self._vlm.settings)
         (features,) = self._session.run(["features"], {"pixels": feed[None]})
         if not np.isfinite(features).all():
@@ -56,9 +62,23 @@ class Unpruned:
         kept = np.arange(info.tokens, dtype=np.int64)
         return Sight(features[0], kept, np.zeros(info.tokens, np.float32), sight.pixels)
 
+    def _tiles(self, image: Image.Image) -> Sight:
+        vlm = self._vlm
+        fed = prepare(image, vlm.settings, vlm.manifest)
+        assert fed.cut is not None and fed.slots is not None  # of a bundle with tiles
+        names = [value.name for value in self._session.get_inputs()]
+        (features,) = self._session.run(["features"], {name: fed.inputs[name] for name in names})
+        if not np.isfinite(features).all():
+            raise NumericalError("the unpruned features hold NaN or infinity: export with --precision fp32")
+        groups, slots = fed.slots.candidates.shape
+        everything = np.tile(np.arange(slots), (groups, 1))
+        scores = np.zeros((groups, slots), np.float32)
+        found = chosen(fed.slots, features, everything, scores, len(fed.cut.places))
+        return sight_of(fed.cut, found, vlm.embed, vlm.marks)
 
-def answer(vlm: Vlm, sight: Sight, question: str, limit: int) -> Answered:
-    """The greedy answer of at most `limit` tokens."""
+
+def answer(vlm: Vlm, sight: Sight, question: str, limit: int, until: Sequence[int] | None = None) -> Answered:
+    """The greedy answer of at most `limit` tokens; with `until`, only up to the first that differs from those."""
     prompt = vlm.cached_prompt(sight)
     logits = prompt.advance(vlm.prompt_ids(question))
     wide = logits.astype(np.float64)
@@ -67,7 +87,8 @@ def answer(vlm: Vlm, sight: Sight, question: str, limit: int) -> Answered:
     ids: list[int] = []
     while True:
         ids.append(int(logits.argmax()))
-        if ids[-1] in vlm.manifest.decoder.eos or len(ids) >= limit or not prompt.room():
+        differs = until is not None and ids != list(until[: len(ids)])
+        if differs or ids[-1] in vlm.manifest.decoder.eos or len(ids) >= limit or not prompt.room():
             return Answered(ids, vlm.text.decode(ids).strip(), first)
         logits = prompt.push(ids[-1])
 
@@ -82,8 +103,8 @@ def evaluate_bundle(
 ) -> Report:
     """The bundle's answers, and the unpruned ones by the same decoder and weights.
 
-    Where onnx is missing, or pictures are cut into tiles, the unpruned model cannot be run: on labelled data the report
-    then holds the bundle's accuracy alone and says so.
+    Where onnx is missing, or the decoder takes features of several layers, the unpruned model cannot be run: on
+    labelled data the report then holds the bundle's accuracy alone and says so.
 
     Raises:
         UserError: too few usable pictures, or neither labels nor an unpruned model.
@@ -99,11 +120,11 @@ def evaluate_bundle(
     with tempfile.TemporaryDirectory() as folder:
         unpruned = None
         try:
-            if info.tiles is None:
+            if info.deepstack:
+                missing = "features of several layers (DeepStack) are not run without pruning"
+            else:
                 unpruned = Unpruned(vlm, Path(folder), threads)
                 outcomes[whole] = [[]]
-            else:
-                missing = "a picture in tiles is not run without pruning"
         except MissingDependency as error:
             missing = str(error)
         outcomes[own] = [[]]
@@ -111,7 +132,7 @@ def evaluate_bundle(
             progress(f"picture {pictures} of {source.count}", (pictures - 1) / source.count)
             try:
                 sight = vlm.see(sample.image)
-                everything = None if unpruned is None else unpruned.see(sight)
+                everything = None if unpruned is None else unpruned.see(sample.image, sight)
                 for question in sample.questions:
                     questions += 1
                     labelled = labelled and question.answers is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,23 @@ from svdprune.calib.quantise.sites import TOKENS
 from svdprune.runtime.errors import SvdpruneError
 from svdprune.runtime.lazy import require
 from svdprune.runtime.ort import ort_errors
+from svdprune.runtime.tiling.feed import Prepared
+from svdprune.runtime.tiling.slots import chosen
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a graph gives for one picture: tokens at the tap (T, D), features (K, H), kept indices (K,), scores (T,)."""
+    """What a graph gives for one picture: tokens at the tap (T, D), features (K, H), kept indices (K,), scores (T,).
+
+    Of a picture in tiles: the tokens of all tiles, and the features, indices and scores of its candidates. `deepstack`
+    (L, K, H) where the graph gives it.
+    """
 
     tokens: np.ndarray
     features: np.ndarray
     kept: np.ndarray
     scores: np.ndarray
+    deepstack: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,14 @@ class Judge:
     """The float graph's outputs on some pictures, to hold others against.
 
     Args:
-        graph: the float graph. pictures: what its `pixels` takes, without the batch dimension.
+        graph: the float graph. pictures: its inputs for each.
         threads: of ONNX Runtime, None for all.
         as_run: whether quantised graphs run as the runtime runs them, with ONNX Runtime's integer kernels; otherwise
             each Q, DQ and product is computed as it is written, which is what an engine with exact 8-bit products does.
     """
 
     def __init__(
-        self, graph: Path, pictures: Sequence[np.ndarray], threads: int | None = None, as_run: bool = False
+        self, graph: Path, pictures: Sequence[Prepared], threads: int | None = None, as_run: bool = False
     ) -> None:
         self.pictures, self.threads, self.as_run = list(pictures), threads, as_run
         self.reference = self.see(graph)
@@ -71,16 +78,26 @@ class Judge:
             session = open_quantised(place, self.threads, self.as_run)
         finally:
             place.unlink()
-        names = [TOKENS, "features", "kept_indices", "scores"]
-        found = []
-        for picture in self.pictures:
-            tokens, features, kept, scores = (out[0] for out in session.run(names, {"pixels": picture[None]}))
-            found.append(Seen(tokens.astype(np.float32), features, kept, scores))
-        return found
+        names = [output.name for output in session.get_outputs()]
+        return [
+            seen_of(picture, dict(zip(names, session.run(names, picture.inputs), strict=True)))
+            for picture in self.pictures
+        ]
 
     def change(self, graph: Path) -> Change:
         """How far a graph is from the reference."""
         return compare(self.see(graph), self.reference)
+
+
+def seen_of(picture: Prepared, outputs: Mapping[str, np.ndarray]) -> Seen:
+    """One picture's outputs, `tokens` among them or none of those; empty slots of tiles are left out."""
+    tokens, deep = outputs.get(TOKENS, np.zeros((0, 1))).astype(np.float32), outputs.get("deepstack")
+    features, kept, scores = (outputs[name] for name in ("features", "kept_indices", "scores"))
+    tokens = tokens.reshape(-1, tokens.shape[-1])
+    if picture.cut is None or picture.slots is None:
+        return Seen(tokens, features[0], kept[0], scores[0], None if deep is None else deep[0])
+    found = chosen(picture.slots, features, kept, scores, len(picture.cut.places), deep)
+    return Seen(tokens, found.features, found.kept, found.scores, found.deepstack)
 
 
 def open_quantised(graph: Path, threads: int | None, as_run: bool) -> Any:

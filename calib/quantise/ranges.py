@@ -12,6 +12,7 @@ import onnx
 from svdprune.calib.quantise.scheme import Scheme
 from svdprune.runtime.errors import NumericalError
 from svdprune.runtime.ort import open_session
+from svdprune.runtime.tiling.feed import Prepared
 
 # A bin is the sign-less float32 number without its last bits: 64 bins an octave, over all octaves there are.
 _SHIFT = 17
@@ -82,7 +83,7 @@ def _error(sizes: np.ndarray, counts: np.ndarray, clip: float, largest_code: flo
 def collect_ranges(
     graph: Path,
     tensors: Sequence[str],
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[Prepared],
     threads: int | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Magnitudes]:
@@ -91,7 +92,7 @@ def collect_ranges(
     Args:
         graph: the float graph; a small file is written beside it for a moment.
         tensors: names of values in it.
-        pictures: what the graph's `pixels` takes, without the batch dimension. One is run at a time.
+        pictures: the graph's inputs for each. One is run at a time.
         threads: of ONNX Runtime; None for all.
         report: called with the count of pictures done.
 
@@ -107,7 +108,7 @@ def collect_ranges(
         session = open_session(place, threads)
         found = {name: Magnitudes() for name in tensors}
         for done, picture in enumerate(pictures, 1):
-            for name, values in zip(tensors, session.run(list(tensors), {"pixels": picture[None]}), strict=True):
+            for name, values in zip(tensors, session.run(list(tensors), picture.inputs), strict=True):
                 found[name].add(values)
             report(done)
     finally:

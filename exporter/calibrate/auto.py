@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from svdprune.calib.keep_curve import KeepCurve
 from svdprune.calib.sources import DEFAULT_QUESTIONS, open_source
-from svdprune.exporter.calibrate.apply import Chosen
+from svdprune.exporter.calibrate.graph import confirm
 from svdprune.exporter.calibrate.keep import (
     AGREEMENT,
     AUTO,
@@ -16,16 +17,17 @@ from svdprune.exporter.calibrate.keep import (
     PICTURES,
     SOURCE,
     Examination,
+    Held,
     Progress,
     check_agreement,
     find_keep,
 )
 from svdprune.exporter.calibrate.saving import saving_of
-from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.evaluate.model import Model
+from svdprune.exporter.quantise import Quantised
+from svdprune.exporter.vision_file import GRAPH, VisionFile
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import Positions
-from svdprune.runtime.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +69,40 @@ def wants_search(keep: str, select: str, wish: Wish) -> bool:
     return True
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search for K found.
+
+    Attributes:
+        curve: with its answer, and what that saves on the target. graph: the vision graph of that K; quantised: what
+            `VisionFile.write` gave with it. held: the questions, to ask a bundle the same.
+    """
+
+    curve: KeepCurve
+    graph: Path
+    quantised: Quantised | None
+    held: Held
+
+
 def search_keep(
-    checkpoint: Checkpoint,
+    maker: VisionFile,
     where: str,
-    chosen: Chosen,
     positions: Positions,
     wish: Wish,
     seed: int,
-    target: Target,
+    folder: Path,
     progress: Progress,
     say: Callable[[str], None],
-) -> KeepCurve:
-    """The curve with its answer, and what that saves on the target.
+) -> Search:
+    """Search K by the selector in torch, then see to it that the exported graph agrees as well.
 
     Pictures come from `wish.images`, otherwise from where the calibration had its own, otherwise they are drawn; those
-    that made the calibration's start are not asked about.
+    that made the calibration's start are not asked about. The vision graph is left in `folder`.
 
     Raises:
         UserError: no usable questions, too few pictures, or no K that agrees.
     """
+    checkpoint, chosen = maker.checkpoint, maker.chosen
     held = chosen.calibration.pictures if chosen.calibration else None
     spec = wish.images
     if spec is None and held is not None:
@@ -103,10 +120,12 @@ def search_keep(
         questions=wish.questions or DEFAULT_QUESTIONS,
     )
     progress(f"loading {where}", 0.0)
-    model = Model(checkpoint, where, report=lambda note: progress(note, None))
+    model = Model(checkpoint, where, report=lambda note: progress(note, None), spec=maker.spec)
     limit = wish.limit or LIMIT
     examination = Examination(model, chosen.config, chosen.start, positions, source.protocol, limit)
     curve = find_keep(examination, source, wish.agreement or AGREEMENT, excluded, pictures, progress, say)
     if source.broken:
         say(f"note: {source.describe_broken()}")
-    return dataclasses.replace(curve, saving=saving_of(curve, str(checkpoint.folder), target))
+    curve, quantised = confirm(curve, examination, maker, folder, progress, say)
+    curve = dataclasses.replace(curve, saving=saving_of(curve, str(checkpoint.folder), maker.target))
+    return Search(curve, folder / GRAPH, quantised, examination.held())

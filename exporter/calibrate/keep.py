@@ -47,6 +47,25 @@ class Asked:
     said: list[Said]
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What is left of an `Asked` without the model: enough to ask a bundle the same."""
+
+    name: str
+    image: Image.Image
+    questions: list[Labelled]
+    said: list[Said]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Questions with the unpruned model's answers of at most `limit` tokens, and how right ones are told."""
+
+    pictures: list[Answered]
+    protocol: Protocol
+    limit: int
+
+
 class Examination:
     """The same questions for every K; the unpruned model answers once."""
 
@@ -82,6 +101,11 @@ class Examination:
         said = self._judge.listen(whole, prompts)
         self.pictures.append(Asked(name, image, seen, list(questions), prompts, said))
         self._totals.append(whole.span.total)
+
+    def held(self) -> Held:
+        """The questions and answers, without the model."""
+        pictures = [Answered(one.name, one.image, one.questions, one.said) for one in self.pictures]
+        return Held(pictures, self.protocol, self.limit)
 
     @property
     def questions(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from svdprune.exporter.families import VisionSpec
 from svdprune.exporter.selection import SelectorConfig, selector_names
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
@@ -64,6 +65,17 @@ def parse_contenders(names: Sequence[str], seed: int = 0) -> list[Contender]:
     if twice is not None:
         raise UserError(f"the selector {twice!r} is named twice: name it once")
     return found
+
+
+def fitting(contenders: Sequence[Contender], spec: VisionSpec) -> list[Contender]:
+    """Those that can score the pictures of a model: without [CLS] there is no attention of it, and where the number of
+    tokens varies some selectors have no meaning."""
+    entries = [(one, selector_entry(one.configs[0].name)) for one in contenders]
+    return [
+        one
+        for one, entry in entries
+        if (spec.cls or not entry.needs_cls_attention) and (spec.tiling is None or entry.padding)
+    ]
 
 
 def _parse(text: str, seed: int) -> Contender:

@@ -13,19 +13,20 @@ import torch
 from PIL import Image
 
 from svdprune.exporter.checkpoint import Checkpoint
+from svdprune.exporter.decoder.config import decoder_config
 from svdprune.exporter.evaluate.seen import Seen, Tap, View, mixed
 from svdprune.exporter.families import Family, VisionSpec, family_of
-from svdprune.exporter.families.base import Budget
 from svdprune.exporter.feed import feed_of
 from svdprune.exporter.golden import load_reference
 from svdprune.exporter.processor import image_values, write_processor
-from svdprune.exporter.tiles import described
+from svdprune.runtime.arrays import host_rows
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.manifest import Positions
 from svdprune.runtime.positions import Span
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.text import TextProcessor, user_message
-from svdprune.runtime.tiling.sequence import sequence
+from svdprune.runtime.tiling.pictured import pictured
+from svdprune.runtime.tiling.slots import Chosen
 
 
 class Eyes:
@@ -42,11 +43,12 @@ class Eyes:
         where: str,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        budget: Budget = "picture",
+        spec: VisionSpec | None = None,
     ) -> None:
+        """Read the weights; `spec` in place of the family's own, for another budget or another largest picture."""
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), dtype
         self.family = family_of(checkpoint.config, where)
-        self.spec = described(self.family, checkpoint, budget, "none")
+        self.spec = spec or self.family.describe(checkpoint)
         self.encoder = self.family.encoder(checkpoint).to(self.device, self.dtype)
         self.projector = self.family.projector(checkpoint).to(self.device, self.dtype)
         self._others: dict[int | str, torch.nn.Module] = {}
@@ -100,35 +102,40 @@ class Model(Eyes):
         axes: of a position.
     """
 
-    axes = 1
-
     def __init__(
         self,
         checkpoint: Checkpoint,
         where: str,
         device: str = "cpu",
         report: Any = lambda note: None,
-        budget: Budget = "picture",
+        spec: VisionSpec | None = None,
     ) -> None:
+        """See `Eyes`; `report` is told in what precision the language model is loaded."""
         family = family_of(checkpoint.config, where)  # what is not supported is told before the weights
-        check_asked(family, described(family, checkpoint, budget, "none"))
+        check_asked(family, spec or family.describe(checkpoint))
         reference = load_reference(checkpoint, report).to(torch.device(device))
-        super().__init__(checkpoint, where, device, next(reference.parameters()).dtype, budget)
+        super().__init__(checkpoint, where, device, next(reference.parameters()).dtype, spec)
         self.language: Any = cast(Any, reference).model.language_model
         self.head: Any = reference.lm_head
         self.text = _text(checkpoint, self.family)
         self.eos = _ends(checkpoint)
+        self.axes = decoder_config(checkpoint.config["text_config"], self.spec.deepstack, self.spec.mask).position_axes
         marks = family.marks(checkpoint)
         self._marks = None if marks is None else marks.float().numpy()
 
     @torch.no_grad()
     def view(self, seen: Seen, kept: np.ndarray, positions: Positions) -> View:
         """The picture of which the candidates `kept` int64 (k,), ascending, are left."""
-        rows = self.rows(seen, kept)
+        return self.placed(seen, kept, self.rows(seen, kept), positions)
+
+    def placed(self, seen: Seen, kept: np.ndarray, rows: torch.Tensor, positions: Positions) -> View:
+        """The same from features (k, H) of the candidates."""
         if seen.cut is None:
-            return View(rows, Span(kept, seen.count), positions)
-        features, places = sequence(seen.cut, kept, rows.float().cpu().numpy(), self._embed, self._marks)
-        return View(torch.from_numpy(features).to(self.device, self.dtype), Span(places, seen.cut.total), positions)
+            return View(rows.to(self.device, self.dtype), Span(kept, seen.count), positions)
+        found = Chosen(kept, rows.float().cpu().numpy(), np.zeros(seen.count, np.float32))
+        made = pictured(seen.cut, found, self._embed, self._marks)
+        features = torch.from_numpy(host_rows([made.features])).to(self.device, self.dtype)
+        return View(features, made.span, positions)
 
     def whole(self, seen: Seen) -> View:
         """The unpruned picture."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from svdprune.exporter.quantise.agreement import measured
+from svdprune.exporter.quantise.agreement import Asker, measured
 from svdprune.exporter.quantise.plan import Plan, plan_quantisation
 from svdprune.exporter.quantise.vision import Quantised, quantise_vision
 
-__all__ = ["Plan", "Quantised", "measured", "plan_quantisation", "quantise_vision"]
+__all__ = ["Asker", "Plan", "Quantised", "measured", "plan_quantisation", "quantise_vision"]

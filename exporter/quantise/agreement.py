@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,51 +13,58 @@ from svdprune.calib.quantise import Seen
 from svdprune.exporter.golden import reference_answer
 from svdprune.exporter.quantise.plan import Plan
 from svdprune.exporter.quantise.vision import Quantised
-from svdprune.runtime.manifest import BlockSensitivity, Positions, QuantisationInfo
-from svdprune.runtime.positions import one_picture, picture_place
-from svdprune.runtime.prompt import Pictured
+from svdprune.exporter.tiled_reference import embedder
+from svdprune.runtime.manifest import BlockSensitivity, DecoderInfo, Positions, QuantisationInfo
+from svdprune.runtime.positions import Span
+from svdprune.runtime.prompt import Pictured, layout_of
 from svdprune.runtime.text import TextProcessor, user_message
+from svdprune.runtime.tiling.feed import Prepared
+from svdprune.runtime.tiling.pictured import pictured
+from svdprune.runtime.tiling.slots import Chosen
 
 
-@torch.no_grad()
-def first_token(
-    model: nn.Module, text: TextProcessor, question: str, seen: Seen, tokens: int, positions: Positions
-) -> int:
-    """The most likely first token of the answer, by transformers, from a vision graph's features."""
-    prompt = text.prompt_ids([user_message(question, picture=True)])
-    layout = one_picture(picture_place(prompt, text.image_token_id), seen.kept, tokens, positions)
-    pictures = [Pictured(layout.spans[0], seen.features)]
-    _, _, logits = reference_answer(model, layout, prompt, pictures, [], limit=1)
-    return int(logits.argmax())
+@dataclass(frozen=True)
+class Asker:
+    """The reference language model, and how a bundle puts a picture into its prompt.
+
+    Attributes:
+        model: the whole model by transformers. decoder: how its rows are placed and masked.
+        marks: float32 (E, H), rows between the tokens of tiles, where there are such.
+    """
+
+    model: nn.Module
+    text: TextProcessor
+    decoder: DecoderInfo
+    positions: Positions
+    marks: np.ndarray | None = None
+
+    @torch.no_grad()
+    def first_token(self, question: str, picture: Prepared, seen: Seen) -> int:
+        """The most likely first token of the answer, from a vision graph's features."""
+        if picture.cut is None:
+            made = Pictured(Span(seen.kept, len(seen.scores)), seen.features, seen.deepstack)
+        else:
+            found = Chosen(seen.kept, seen.features, seen.scores, seen.deepstack)
+            made = pictured(picture.cut, found, embedder(self.model), self.marks)
+        prompt = self.text.prompt_ids([user_message(question, picture=True)])
+        layout = layout_of(prompt, [made], self.positions, self.decoder, self.text.image_token_id)
+        _, _, logits = reference_answer(self.model, layout, prompt, [made], [], limit=1)
+        return int(logits.argmax())
 
 
 def first_token_agreement(
-    model: nn.Module,
-    text: TextProcessor,
-    questions: Sequence[str],
-    plain: Sequence[Seen],
-    seen: Sequence[Seen],
-    tokens: int,
-    positions: Positions,
+    asker: Asker, questions: Sequence[tuple[Prepared, str]], plain: Sequence[Seen], seen: Sequence[Seen]
 ) -> float:
     """Share of questions whose first answer token is the same from two graphs' features, a question a picture."""
     same = [
-        first_token(model, text, question, ours, tokens, positions)
-        == first_token(model, text, question, theirs, tokens, positions)
-        for question, ours, theirs in zip(questions, seen, plain, strict=True)
+        asker.first_token(question, picture, ours) == asker.first_token(question, picture, theirs)
+        for (picture, question), ours, theirs in zip(questions, seen, plain, strict=True)
     ]
     return float(np.mean(same))
 
 
-def measured(
-    quantised: Quantised, plan: Plan, model: nn.Module, text: TextProcessor, tokens: int, positions: Positions
-) -> QuantisationInfo:
-    """The manifest's entry.
-
-    Args:
-        model: the whole model by transformers. tokens: T, of the unpruned picture.
-    """
-    questions = [question for _, question in plan.held_out]
+def measured(quantised: Quantised, plan: Plan, asker: Asker) -> QuantisationInfo:
+    """The manifest's entry."""
     change = quantised.change
     return QuantisationInfo(
         float_type=plan.float_type,
@@ -65,7 +73,7 @@ def measured(
         calibrated_on=len(plan.calibration),
         swept_on=len(plan.swept),
         pictures=len(plan.held_out),
-        questions=len(questions),
+        questions=len(plan.held_out),
         blocks=len(quantised.blocks),
         float_blocks=quantised.float_blocks,
         target_met=quantised.met,
@@ -73,7 +81,7 @@ def measured(
         overlap=change.overlap,
         worst_overlap=change.worst_overlap,
         scores=change.scores,
-        agreement=first_token_agreement(model, text, questions, quantised.plain, quantised.seen, tokens, positions),
+        agreement=first_token_agreement(asker, plan.held_out, quantised.plain, quantised.seen),
         size_ratio=quantised.size_ratio,
         sensitivity=[
             BlockSensitivity(item.block, item.change.cosine, item.change.overlap, item.change.scores)

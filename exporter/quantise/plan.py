@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from svdprune.calib.quantise import SCHEMES, Scheme
 from svdprune.calib.sources import Sample, open_source
+from svdprune.exporter.families import VisionSpec
+from svdprune.exporter.feed import feed_of
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.preprocess import ImageSettings, normalise, preprocess
+from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.targets import Target
+from svdprune.runtime.tiling.feed import Prepared
 
 SOURCE = "scenes:calibration"  # drawn by this project; a series that neither training nor evaluation draws
 AUTO, NONE = "auto", "none"
@@ -28,8 +29,7 @@ class Plan:
         sensitive: blocks left in float: ``auto`` (as many as the targets need), ``none``, or a count.
         for_cpu: whether the target runs ONNX Runtime's integer kernels.
         source: where the pictures come from.
-        calibration, swept: pixels as the graph takes them, without the batch dimension.
-        held_out: the same, with a question each.
+        calibration, swept: the graph's inputs for each picture. held_out: the same, with a question each.
     """
 
     scheme: Scheme
@@ -37,9 +37,9 @@ class Plan:
     sensitive: str
     for_cpu: bool
     source: str
-    calibration: list[np.ndarray]
-    swept: list[np.ndarray]
-    held_out: list[tuple[np.ndarray, str]]
+    calibration: list[Prepared]
+    swept: list[Prepared]
+    held_out: list[tuple[Prepared, str]]
 
 
 def plan_quantisation(
@@ -48,6 +48,7 @@ def plan_quantisation(
     pictures: str | None,
     sensitive: str | None,
     images: ImageSettings,
+    spec: VisionSpec,
     raw: bool,
     seed: int,
     report: Callable[[str], None] = lambda stage: None,
@@ -57,7 +58,8 @@ def plan_quantisation(
     Args:
         pictures: a spec as of ``svdprune.calib.sources``, None for the project's own drawn scenes.
         sensitive: ``auto``, ``none`` or a count of blocks; None for ``auto``.
-        images: how a picture becomes pixels; raw: whether the graph takes bytes or normalised floats.
+        images: how a picture becomes pixels, with the tiling of `spec`; raw: whether the graph takes bytes or
+            normalised floats.
         seed: of the choice among the pictures.
 
     Raises:
@@ -75,7 +77,7 @@ def plan_quantisation(
         )
     source = open_source(pictures or SOURCE, limit=MOST, seed=seed, at_least=LEAST)
     report("reading the calibration pictures")
-    seen = [_seen(sample, number, images, raw) for number, sample in enumerate(source.samples())]
+    seen = [_seen(sample, number, images, spec, raw) for number, sample in enumerate(source.samples())]
     if source.broken:
         report(f"calibration pictures: {source.describe_broken()}")
     held_out, swept = min(HELD_OUT, len(seen) // 4), min(SWEPT, len(seen) // 4)
@@ -85,14 +87,13 @@ def plan_quantisation(
         wanted,
         target.sm is None,
         source.spec,
-        [pixels for pixels, _ in seen[held_out + swept :]],
-        [pixels for pixels, _ in seen[held_out : held_out + swept]],
+        [fed for fed, _ in seen[held_out + swept :]],
+        [fed for fed, _ in seen[held_out : held_out + swept]],
         seen[:held_out],
     )
 
 
-def _seen(sample: Sample, number: int, images: ImageSettings, raw: bool) -> tuple[np.ndarray, str]:
-    """Pixels and one of the picture's questions, the kinds in turn."""
-    pixels = preprocess(sample.image, images)
+def _seen(sample: Sample, number: int, images: ImageSettings, spec: VisionSpec, raw: bool) -> tuple[Prepared, str]:
+    """Inputs and one of the picture's questions, the kinds in turn."""
     question = sample.questions[number % len(sample.questions)].text
-    return (pixels if raw else normalise(pixels, images)), question
+    return feed_of(sample.image, images, spec, raw), question

@@ -144,7 +144,7 @@ def _quantise(shop: Workshop, out: Path, count: int, report: Report) -> Quantise
         float_blocks, met = choice.float_blocks, choice.met
     report("writing the quantised vision graph", 0.95)
     opset = _write(shop.leave(rule, float_blocks), out)
-    held_out = Judge(shop.plain_path, [pixels for pixels, _ in plan.held_out], as_run=plan.for_cpu)
+    held_out = Judge(shop.plain_path, [fed for fed, _ in plan.held_out], as_run=plan.for_cpu)
     seen = held_out.see(out)
     return Quantised(
         opset,

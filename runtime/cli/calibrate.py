@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -48,6 +48,13 @@ _LANGUAGE = "model.language_model."
     help="Wished, of the kept tokens with those of a float64 SVD.",
 )
 @click.option("--keep", default="32", show_default=True, metavar="LIST", help="Counts or shares to compare them at.")
+@click.option(
+    "--budget",
+    type=click.Choice(["picture", "tile"]),
+    default="picture",
+    show_default=True,
+    help="As the export will have it, for a model that cuts pictures into tiles.",
+)
 @click.option("--answers/--no-answers", default=True, show_default=True, help="Ask the language model.")
 @click.option(
     "--question",
@@ -74,6 +81,7 @@ def command(
     centre: bool | None,
     overlap: float,
     keep: str,
+    budget: Literal["picture", "tile"],
     answers: bool,
     questions: tuple[str, ...],
     max_new_tokens: int,
@@ -110,8 +118,10 @@ def command(
         raise UserError(f"torch cannot use {device} here: leave out --device, or install torch with CUDA")
     from svdprune.exporter.calibrate.run import Request, calibrate, remarks
     from svdprune.exporter.evaluate.model import Eyes, Model
+    from svdprune.exporter.families import family_of
     from svdprune.exporter.selection import parse_keep
     from svdprune.exporter.source import locate
+    from svdprune.exporter.tiles import described
 
     with Steps() as steps:
         source = open_source(
@@ -125,11 +135,12 @@ def command(
         if answers and not speaks:
             steps.say("svdprune: note: the checkpoint has no language model, so no answers are compared")
         steps(f"loading {model}", 0.0)
+        spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget, "none")
         eyes: Eyes
         if answers and speaks:
-            eyes = Model(found.checkpoint, model, device, lambda note: steps(note, None))
+            eyes = Model(found.checkpoint, model, device, lambda note: steps(note, None), spec)
         else:
-            eyes = Eyes(found.checkpoint, model, device)
+            eyes = Eyes(found.checkpoint, model, device, spec=spec)
         keeps = tuple(dict.fromkeys(parse_keep(one, eyes.spec.tokens) for one in keep.split(",") if one.strip()))
         request = Request(keeps, rank, variance, centre, overlap, at_least, max_new_tokens)
         record, arrays = calibrate(eyes, found.id, found.revision, source, request, steps, steps.say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -40,6 +40,11 @@ _KEEPS, _POLICIES = "128,64,32,16", "compact,original"
     metavar="LIST",
     help="Names, with settings as in leverage:rank=8:centre:tap=-1, or `variants`.  [default: all, once each]",
 )
+@click.option(
+    "--budget",
+    type=click.Choice(["picture", "tile"]),
+    help="K is of the whole picture or of each tile, for a MODEL that cuts pictures into tiles.  [default: picture]",
+)
 @click.option("--positions", metavar="LIST", help=f"Position policies.  [default: {_POLICIES}; a bundle's own]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample and of `random`.")
 @click.option(
@@ -63,6 +68,7 @@ def command(
     at_least: int,
     keep: str | None,
     selectors: str | None,
+    budget: Literal["picture", "tile"] | None,
     positions: str | None,
     seed: int,
     questions: tuple[str, ...],
@@ -93,7 +99,7 @@ def command(
         check_folder(out)
         require("matplotlib", "data", "the plot")
     bundle = (Path(model) / "manifest.json").is_file()
-    given = {"--keep": keep, "--selectors": selectors, "--device": device, "--batch": batch}
+    given = {"--keep": keep, "--selectors": selectors, "--device": device, "--batch": batch, "--budget": budget}
     if bundle and (unused := [name for name, value in given.items() if value is not None]):
         raise UserError(f"{model} is a bundle, which keeps what was put into it: leave out {', '.join(unused)}")
     if not bundle and (vision_backend, decoder_backend, checkpoint) != ("onnxruntime", "onnxruntime", None):
@@ -113,7 +119,7 @@ def command(
             )
         else:
             report = _model(
-                model, source, keep, selectors, positions, seed, max_new_tokens, device, batch, threads, steps
+                model, source, keep, selectors, budget, positions, seed, max_new_tokens, device, batch, threads, steps
             )
     if source.broken:
         click.echo(f"svdprune: note: {source.describe_broken()}", err=True)
@@ -133,6 +139,7 @@ def _model(
     source: Source,
     keep: str | None,
     selectors: str | None,
+    budget: Literal["picture", "tile"] | None,
     positions: str | None,
     seed: int,
     limit: int,
@@ -151,19 +158,22 @@ def _model(
         torch.set_num_threads(threads)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"torch cannot use {device} here: leave out --device, or install torch with CUDA")
-    from svdprune.exporter.evaluate.contenders import parse_contenders
+    from svdprune.exporter.evaluate.contenders import fitting, parse_contenders
     from svdprune.exporter.evaluate.model import Model
     from svdprune.exporter.evaluate.run import evaluate_model
+    from svdprune.exporter.families import family_of
     from svdprune.exporter.selection import parse_keep
     from svdprune.exporter.source import locate
+    from svdprune.exporter.tiles import described
 
     contenders = parse_contenders((selectors or "").split(","), seed)
     policies = _policies(positions or _POLICIES)
     steps(f"loading {model}", 0.0)
     found = locate(model)
-    loaded = Model(found.checkpoint, model, device or "cpu", lambda note: steps(note, None))
-    if not selectors and not loaded.spec.cls:
-        contenders = [one for one in contenders if not one.configs[0].needs_cls_attention]
+    spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget or "picture", "none")
+    loaded = Model(found.checkpoint, model, device or "cpu", lambda note: steps(note, None), spec)
+    if not selectors:
+        contenders = fitting(contenders, spec)
     tokens = loaded.spec.tokens
     if keep is None:
         keeps = [count for count in map(int, _listed(_KEEPS)) if count < tokens]

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from svdprune.runtime.tiling.feed import Prepared
+
 TOKENS, WIDTH, KEEP = 6, 8, 2
 
 
@@ -58,6 +60,7 @@ def write_graph(path: Path, dtype: type = np.float32, weight: float = 1.0) -> Pa
     return path
 
 
-def pictures(count: int, seed: int = 1) -> list[np.ndarray]:
-    """What the graph takes, without the batch dimension."""
-    return list(np.random.default_rng(seed).normal(size=(count, TOKENS, WIDTH)).astype(np.float32))
+def pictures(count: int, seed: int = 1) -> list[Prepared]:
+    """What the graph takes."""
+    drawn = np.random.default_rng(seed).normal(size=(count, 1, TOKENS, WIDTH)).astype(np.float32)
+    return [Prepared({"pixels": one}) for one in drawn]
