@@ -113,16 +113,20 @@ class Patches:
     def _widest(self) -> Iterator[tuple[int, int]]:
         """For each number of rows, the most columns that a picture can have: no grid of a picture is larger.
 
-        Of the processor's three cases: a size that is rounded, at most ``max_pixels``; one shrunk below them, where a
-        side of less than a token still gets one; one stretched to ``min_pixels`` and rounded up.
+        Of the processor's three cases: a size that is rounded, at most ``max_pixels``; one shrunk to them and rounded
+        down, where a side of less than a token still gets one; one stretched to ``min_pixels`` and rounded up.
         """
         least, most = self.min_pixels / self.token**2, self.max_pixels / self.token**2  # tokens
         for rows in range(1, max(2, math.isqrt(int(most)) + 2)):
-            columns = min(most / rows, LONGEST * (rows + 1))
-            if rows == 1 and most < LONGEST:
-                columns = math.sqrt(LONGEST * most)
-            side = max(rows - 1, math.sqrt(least / LONGEST))  # of the stretched picture, before it is rounded up
-            yield rows, max(1, int(columns), math.ceil(least / side) if side <= rows else 1)
+            columns = [1, int(min(most / rows, LONGEST * (rows + 0.5) + 0.5))]
+            # The short side before it is rounded, in tokens: at least the thinnest picture's.
+            shrunk = max(rows if rows > 1 else 0, math.sqrt(most / LONGEST))
+            if shrunk < rows + 1:
+                columns.append(int(most / shrunk))
+            stretched = max(rows - 1, math.sqrt(least / LONGEST))
+            if stretched <= rows:
+                columns.append(math.ceil(least / stretched))
+            yield rows, max(columns)
 
     def _fewest(self) -> int:
         """No picture has fewer: ``min_pixels`` fill them, or the quarter that rounding leaves of ``max_pixels``."""

@@ -129,3 +129,22 @@ def save_qwen3(folder: Path, **changes: Any) -> Path:
         vision_config=vision, text_config=_text(len(tokenizer)) | changes, tie_word_embeddings=False, **_ids(tokenizer)
     )
     return _saved(folder, Qwen3VLForConditionalGeneration(config), tokenizer)
+
+
+def save_vision(folder: Path, kind: str) -> Path:
+    """A checkpoint whose vision part has the sizes of the published 7B or 8B model, few layers; the rest is tiny."""
+    vision: dict[str, Any]
+    model: Any
+    text_part = {**_text(64), "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    if kind == "qwen2_5":
+        vision = {"hidden_size": 1280, "depth": 2, "fullatt_block_indexes": [1], "out_hidden_size": 3584}
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text_part))
+        image = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28})
+    else:
+        vision = {"depth": 3, "deepstack_visual_indexes": [0, 1, 2], "out_hidden_size": 4096}
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text_part))
+        image = Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216})
+    model.save_pretrained(folder)
+    image.save_pretrained(folder)
+    return folder
