@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -111,6 +112,26 @@ def sha256_of(path: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def shared_files(bundle: Bundle) -> dict[str, list[Path]]:
+    """Files that are on the disk once for this bundle and others beside it (hard links), with those bundles' folders.
+
+    Only folders beside the bundle's own are looked at. An empty list: shared with something that is not there.
+    """
+    own = {name: (bundle.path / name).stat() for name in bundle.manifest.files}
+    linked = {name: stat for name, stat in own.items() if stat.st_nlink > 1}
+    if not linked:
+        return {}
+    found: dict[str, list[Path]] = {name: [] for name in linked}
+    for folder in sorted(bundle.path.absolute().parent.iterdir()):
+        if not (folder / MANIFEST).is_file() or folder.samefile(bundle.path):
+            continue
+        for name, stat in linked.items():
+            place = folder / name  # links are made under the same name
+            if place.is_file() and os.path.samestat(stat, place.stat()):
+                found[name].append(folder)
+    return found
 
 
 def _named_files(manifest: Manifest) -> list[str]:

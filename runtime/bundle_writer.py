@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from svdprune.runtime.bundle_reader import MANIFEST, open_bundle, sha256_of
-from svdprune.runtime.errors import SvdpruneError, UserError
+from svdprune.runtime.bundle_reader import MANIFEST, Bundle, open_bundle, sha256_of
+from svdprune.runtime.errors import BundleError, SvdpruneError, UserError
 from svdprune.runtime.manifest import FileInfo, Manifest
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -27,12 +27,40 @@ class BundleWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest: Manifest | None = None
+        self._linked: dict[str, FileInfo] = {}
 
     def file(self, name: str) -> Path:
         """Where to write the file ``name`` ("decoder/model.onnx"); its folder is made."""
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
+
+    def link(self, name: str, other: Bundle) -> None:
+        """Take the file ``name`` of another bundle as this one's, too: one file on the disk with two names.
+
+        Its SHA-256 is compared first. It lives until the last bundle that has it is deleted; svdprune changes no file
+        of a bundle in place.
+
+        Raises:
+            BundleError: the file was changed since the other bundle was written.
+            UserError: a hard link to it cannot be made from here (another disk, or a file system without them).
+        """
+        source, info = other.file(name), other.manifest.files[name]
+        if sha256_of(source) != info.sha256:
+            raise BundleError(f"{source} was changed since the bundle was written (its SHA-256 differs): do not share it")
+        try:
+            os.link(source, self.file(name))
+        except OSError as error:
+            raise UserError(
+                f"{source} cannot be shared with {self.path.parent} ({error.strerror}): both must be on one file system "
+                "that has hard links; export without sharing, or beside that bundle"
+            ) from error
+        self._linked[name] = info
+
+    def hashed(self, name: str) -> FileInfo:
+        """Hash and size of a file under ``path``; that of a linked one was compared when it was linked."""
+        place = self.path / name
+        return self._linked.get(name) or FileInfo(sha256_of(place), place.stat().st_size)
 
 
 @contextmanager
@@ -108,7 +136,7 @@ def _finish(writer: BundleWriter) -> None:
     for place in sorted(writer.path.rglob("*")):
         name = place.relative_to(writer.path).as_posix()
         if place.is_file() and name != MANIFEST:
-            files[name] = FileInfo(sha256_of(place), place.stat().st_size)
+            files[name] = writer.hashed(name)
     manifest = dataclasses.replace(writer.manifest, files=files)
     (writer.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     open_bundle(writer.path, verify=False)  # the hashes were computed a moment ago

@@ -26,15 +26,19 @@ def command(bundle: Path, as_json: bool) -> None:
     Every file's hash is checked.
     """
     from svdprune.runtime.bundle import open_bundle
+    from svdprune.runtime.bundle_reader import shared_files
 
     opened = open_bundle(bundle)
-    manifest = opened.manifest
+    manifest, shared = opened.manifest, shared_files(opened)
     nodes = _nodes_by_part(opened.file(manifest.vision.file))
     if as_json:
         facts = dataclasses.asdict(manifest)
-        print_json({"bundle": str(bundle), **facts, "vision_nodes": nodes, "engines": _engines(opened)})
+        links = {name: [str(folder) for folder in folders] for name, folders in shared.items()}
+        print_json(
+            {"bundle": str(bundle), **facts, "vision_nodes": nodes, "engines": _engines(opened), "shared": links}
+        )
         return
-    print_table(("", str(bundle)), _facts(manifest, nodes))
+    print_table(("", str(bundle)), [*_facts(manifest, nodes), *_shared_facts(opened, shared)])
     sizes = [(name, human_bytes(info.size), info.sha256[:12]) for name, info in sorted(manifest.files.items())]
     total = human_bytes(sum(info.size for info in manifest.files.values()))
     print_table(("file", "size", "sha256"), [*sizes, ("all", total, "")])
@@ -111,6 +115,22 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
         ("decoder for engines", _decoder_for_engines(decoder)),
         ("generation", ", ".join(f"{name} {value}" for name, value in defaults.items())),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.written_by.items())),
+    ]
+
+
+def _shared_facts(bundle: Any, shared: dict[str, list[Path]]) -> list[tuple[str, str]]:
+    """Which files are on the disk once for several bundles, as lines for a person."""
+    sharers: dict[tuple[str, ...], list[str]] = {}
+    for name, folders in shared.items():
+        others = tuple(folder.name for folder in folders) or ("a folder that is not beside this one",)
+        sharers.setdefault(others, []).append(name)
+    return [
+        (
+            "shared",
+            f"{human_bytes(sum(bundle.manifest.files[name].size for name in names))} on the disk once with "
+            f"{', '.join(others)}: {', '.join(names)}",
+        )
+        for others, names in sharers.items()
     ]
 
 
