@@ -280,7 +280,8 @@ def test_a_chat_on_a_terminal_takes_more_pictures(bundle, picture, tmp_path, mon
     tiny.picture(7).save(tmp_path / "other.png")
     monkeypatch.setattr("svdprune.runtime.cli.run._on_terminal", lambda: True)
     lines = ["what?", "/image nowhere.png", "and?", f"/image {tmp_path / 'other.png'}", "and this?", ""]
-    monkeypatch.setattr("builtins.input", lambda prompt, lines=iter(lines): next(lines))
+    typed = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     arguments = [str(bundle), "--image", str(picture), "--max-new-tokens", "3"]
     result = CliRunner().invoke(load_command("run"), arguments, catch_exceptions=False)
     chat = load(bundle, threads=1).chat(picture)
