@@ -12,7 +12,7 @@ import onnx_ir as ir
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.base import DecoderOperators
 from svdprune.exporter.decoder.config import DecoderConfig
-from svdprune.exporter.decoder.grouped import GroupedRows
+from svdprune.exporter.decoder.grouped import GroupedRows, Windows
 from svdprune.exporter.decoder.quantise import BLOCK, quantise
 from svdprune.exporter.decoder.weights import WeightFile
 
@@ -35,7 +35,12 @@ class Operators(DecoderOperators):
         self._lengths = self._cache_lengths(mask)
         self._positions = positions if self._config.axes is None else self._places(positions)
         self._rotaries = [self._rotary(i, positions) for i in range(len(self._config.rotaries))]
-        self._groups = None if groups is None else GroupedRows(self, self._config, groups, self._lengths[1])
+        self._biases: dict[int, ir.Value] = {}
+        self._groups: GroupedRows | None = None
+        if groups is not None or any(self._config.windows):
+            windows = Windows(self, self._config, positions, self._lengths[1])
+            self._biases = windows.biases
+            self._groups = None if groups is None else GroupedRows(self, self._config, groups, windows)
 
     def rms_norm(self, x: ir.Value, weight: str, size: int, name: str) -> ir.Value:
         """See `DecoderOperators`. ONNX Runtime fuses these into one kernel."""
@@ -111,21 +116,19 @@ class Operators(DecoderOperators):
         again under a mask: that is a prompt, where attention is a small part, and a step of decoding keeps the kernel.
         """
         config, window = self._config, self._config.windows[layer]
-        numbers = {
-            "scale": config.attention_scale,
-            "softcap": config.attention_softcap,
-            "local_window_size": window,
-        }
-        options = {name: number for name, number in numbers.items() if number is not None}
+        inputs: list[ir.Value | None] = [query, key, value, *past, *self._lengths]
+        if window is not None:
+            inputs += [None, None, None, self._biases[window]]
+        numbers = {"scale": config.attention_scale, "softcap": config.attention_softcap}
         output, keys, values = self.ops(
             "GroupQueryAttention",
-            [query, key, value, *past, *self._lengths],
+            inputs,
             [name if self._groups is None else f"{name}/causal", f"present.{layer}.key", f"present.{layer}.value"],
             _MS,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
             do_rotary=0,
-            **options,
+            **{name: number for name, number in numbers.items() if number is not None},
         )
         if self._groups is not None:
             output = self._groups.attend(query, keys, values, output, window, name)
