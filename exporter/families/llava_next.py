@@ -10,6 +10,7 @@ from svdprune.exporter.families.base import VisionSpec
 from svdprune.exporter.families.llava import PROJECTOR, Llava, tap_of, vision_of
 from svdprune.runtime.errors import UserError
 
+_TOWERS = ("clip_vision_model",)
 # Default of transformers' LlavaNextConfig: a config.json may leave it out.
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
@@ -28,7 +29,7 @@ class LlavaNext(Llava):
                 f"vision_feature_select_strategy {strategy!r} keeps [CLS] among the tokens: only 'default' is supported"
             )
         hidden = checkpoint.info(PROJECTOR + "linear_2.weight").shape[0]
-        return anyres_spec(checkpoint, vision_of(checkpoint), hidden, tap_of(config), _PINPOINTS)
+        return anyres_spec(checkpoint, vision_of(checkpoint, _TOWERS), hidden, tap_of(config), _PINPOINTS)
 
     def marks(self, checkpoint: Checkpoint) -> torch.Tensor | None:
         return newline(checkpoint)

@@ -69,7 +69,7 @@ def test_layers_after_the_tap_are_neither_read_nor_built(tiny_llava: Path, monke
     [
         ({"vision_feature_select_strategy": "full"}, "only 'default' is supported"),
         ({"vision_feature_layer": [-2, -5]}, "features of several layers"),
-        ({"vision_config__model_type": "siglip_vision_model"}, "only 'clip_vision_model' is"),
+        ({"vision_config__model_type": "vit"}, "'vit' vision tower is not supported: supported are clip_vision_model"),
         ({"vision_config__image_size": 56}, "does not belong to its model"),
     ],
 )
