@@ -27,11 +27,12 @@ from svdprune.exporter.quantise import Asker, measured, plan_quantisation
 from svdprune.exporter.report import prepare_report, write_report
 from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import parse_keep
+from svdprune.exporter.share import check_engine_graph, open_shared, share_decoder
 from svdprune.exporter.source import Source, locate
 from svdprune.exporter.tiles import MARKS, described, write_marks
 from svdprune.exporter.vision import OPSET
 from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
-from svdprune.runtime.bundle import write_bundle
+from svdprune.runtime.bundle import Bundle, write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place
 from svdprune.runtime.manifest import (
     Manifest,
@@ -64,7 +65,8 @@ class ExportRequest:
     of blocks left in float) are for the precisions int8 and fp8. `budget` is for models that cut a picture into tiles:
     K of the whole picture, or of each `tile`; `prompt` is K of all pictures of a prompt together, for any model.
     `prompt_pictures` is how many those are at most (and how many the decoder engine's cache has room for).
-    `max_pixels` is the largest area of a picture, for models that take any size. `report` writes `report.html`.
+    `max_pixels` is the largest area of a picture, for models that take any size. `share_decoder_with` is a bundle of
+    the same checkpoint whose decoder files become this one's, too. `report` writes `report.html`.
     """
 
     model: str
@@ -90,6 +92,7 @@ class ExportRequest:
     budget: Budget = "picture"
     prompt_pictures: int | None = None
     max_pixels: int | None = None
+    share_decoder_with: Path | None = None
     input: str = "uint8"
     revision: str | None = None
     report: bool = True
@@ -102,7 +105,8 @@ class ExportSummary:
 
     `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
     `engine_refused` and `quantisation` as in the manifest. `curve` is how K was found, where it was searched;
-    `selector` what was chosen, with the calibration behind it. `report`: the page's name in the bundle.
+    `selector` what was chosen, with the calibration behind it. `report`: the page's name in the bundle. `shared`: the
+    bundle whose decoder files are this one's, too.
     """
 
     bundle: Path
@@ -116,6 +120,7 @@ class ExportSummary:
     curve: KeepCurve | None = None
     selector: Chosen | None = None
     report: str | None = None
+    shared: Path | None = None
 
 
 def export_model(
@@ -156,6 +161,10 @@ def export_model(
         request.seed,
         lambda note: progress(note, 0.05),
     )
+    shared = None
+    if request.share_decoder_with is not None:
+        beside = Path(".") if request.out is None else request.out.parent
+        shared = open_shared(request.share_decoder_with, beside, checkpoint, request.decoder_precision)
     maker = VisionFile(checkpoint, family, spec, chosen, request.precision, eight_bits, raw, target)
     with ExitStack() as workshop:
         found = None
@@ -178,7 +187,7 @@ def export_model(
         else:
             keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
         selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
-        return _write(request, source, maker, images, keep, found, progress)
+        return _write(request, source, maker, images, keep, found, shared, progress)
 
 
 def _write(
@@ -188,18 +197,22 @@ def _write(
     images: ImageSettings,
     keep: int,
     found: Search | None,
+    shared: Bundle | None,
     progress: Progress,
 ) -> ExportSummary:
-    """The bundle that keeps `keep` tokens, which `found` found where it was searched."""
+    """The bundle that keeps `keep` tokens, which `found` found where it was searched, with the decoder of `shared`."""
     checkpoint, family, spec, chosen, target = maker.checkpoint, maker.family, maker.spec, maker.chosen, maker.target
     selector, eight_bits, raw = chosen.config, maker.plan, maker.raw
     out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
     text_config = checkpoint.config["text_config"]
     plan = plan_engine(target, request.decoder_engine, request.cache, text_config, spec.most_rows(keep))
+    if shared is not None:
+        check_engine_graph(shared, plan)
     curve = found.curve if found else None
     summary = ExportSummary(
         out, spec.tokens, keep, cache=plan.cache, engine_refused=plan.note, curve=curve, selector=chosen
     )
+    summary.shared = shared.path if shared else None
 
     with write_bundle(out, overwrite=request.overwrite) as bundle:
         with _timed(summary, "vision"):
@@ -210,30 +223,36 @@ def _write(
             else:
                 quantised = maker.write(keep, place, progress)
         with _timed(summary, "decoder"):
-            progress("writing the decoder", 0.4)
-            decoder = export_decoder(
-                checkpoint,
-                text_config,
-                bundle.path / "decoder",
-                request.decoder_precision,
-                deepstack=spec.deepstack,
-                mask=spec.mask,
-            )
-        decoder = dataclasses.replace(decoder, engine_refused=plan.note)
-        if plan.cache is not None:
-            with _timed(summary, "decoder for engines"):
-                progress("writing the decoder for engines", 0.55)
-                engine = export_engine_decoder(
+            if shared is not None:
+                progress(f"sharing the decoder of {shared.path}", 0.4)
+                decoder = share_decoder(shared, bundle, plan)
+            else:
+                progress("writing the decoder", 0.4)
+                decoder = export_decoder(
                     checkpoint,
                     text_config,
                     bundle.path / "decoder",
-                    plan.cache,
+                    request.decoder_precision,
                     deepstack=spec.deepstack,
                     mask=spec.mask,
                 )
-                violations = check_target(bundle.path / engine.file, target, plan.releases)
+        decoder = dataclasses.replace(decoder, engine_refused=plan.note)
+        if plan.cache is not None:
+            with _timed(summary, "decoder for engines"):
+                if decoder.engine is None:
+                    progress("writing the decoder for engines", 0.55)
+                    engine = export_engine_decoder(
+                        checkpoint,
+                        text_config,
+                        bundle.path / "decoder",
+                        plan.cache,
+                        deepstack=spec.deepstack,
+                        mask=spec.mask,
+                    )
+                    decoder = dataclasses.replace(decoder, engine=engine)
+                assert decoder.engine is not None
+                violations = check_target(bundle.path / decoder.engine.file, target, plan.releases)
                 refuse_violations(violations, "decoder graph for engines", target)
-            decoder = dataclasses.replace(decoder, engine=engine)
         processor = write_processor(
             checkpoint,
             bundle.path / "processor",

@@ -13,51 +13,65 @@ from svdprune.runtime.bundle_writer import BundleWriter
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import DecoderInfo
 
+_INSTEAD = "leave out --share-decoder-with, or"
 
-def open_shared(path: Path, out: Path, checkpoint: Checkpoint, precision: str, plan: EnginePlan) -> Bundle:
-    """The bundle whose decoder an export to `out` shall share, when it would write the very same files.
+
+def open_shared(path: Path, out: Path, checkpoint: Checkpoint, precision: str) -> Bundle:
+    """The bundle whose decoder an export into the folder `out` shall share, when it would write the very same files.
 
     Presence and sizes of its files are checked here, before any work; hashes when they are linked.
 
     Raises:
         BundleError: `path` is no bundle, or it is damaged.
-        UserError: it is of other weights, another precision or another release of svdprune, it has not the decoder
-            graph for engines that is planned, or it lies on another file system.
+        UserError: it is of other weights, another precision or another release of svdprune, or it lies on another file
+            system.
     """
     other = open_bundle(path, verify=False)
     decoder, version = other.manifest.decoder, importlib.metadata.version("svdprune")
-    instead = "leave out --share-decoder-with, or"
     if other.manifest.model.sha256 != checkpoint.fingerprint():
         raise UserError(
-            f"the decoder of {path} was made from other weights ({other.manifest.model.id}): {instead} name a bundle "
+            f"the decoder of {path} was made from other weights ({other.manifest.model.id}): {_INSTEAD} name a bundle "
             "of this checkpoint"
         )
     if decoder.precision != precision:
         raise UserError(
-            f"the decoder of {path} is {decoder.precision}, not {precision}: {instead} give "
+            f"the decoder of {path} is {decoder.precision}, not {precision}: {_INSTEAD} give "
             f"--decoder-precision {decoder.precision}"
         )
     written = other.manifest.written_by.get("svdprune")
     if written != version:
         raise UserError(
-            f"the decoder of {path} was written by svdprune {written}, this is {version}: {instead} export that bundle "
-            "again"
+            f"the decoder of {path} was written by svdprune {written}, this is {version}: {_INSTEAD} export that "
+            "bundle again"
         )
-    rows = decoder.engine.cache if decoder.engine else None
-    if plan.cache is not None and rows != plan.cache:
-        remedy = "give --decoder-engine none" if rows is None else f"give --cache {rows}"
-        has = "no decoder graph for engines" if rows is None else f"a decoder graph for engines with {rows} cache rows"
-        raise UserError(f"{path} has {has}, this export wants one with {plan.cache}: {instead} {remedy}")
-    place = next(folder for folder in out.absolute().parents if folder.is_dir())
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     if place.stat().st_dev != path.stat().st_dev:
         raise UserError(
-            f"{path} and {place} are on two file systems and cannot share a file: {instead} export beside that bundle"
+            f"{path} and {place} are on two file systems and cannot share a file: {_INSTEAD} export beside that bundle"
         )
     return other
 
 
+def check_engine_graph(other: Bundle, plan: EnginePlan) -> None:
+    """Refuse a bundle that has not the decoder graph for engines that is planned.
+
+    Raises:
+        UserError: it has none, or one with another KV cache.
+    """
+    rows = other.manifest.decoder.engine.cache if other.manifest.decoder.engine else None
+    if plan.cache is None or rows == plan.cache:
+        return
+    has, remedy = "no decoder graph for engines", "give --decoder-engine none"
+    if rows is not None:
+        has, remedy = f"a decoder graph for engines with {rows} cache rows", f"give --cache {rows}"
+    raise UserError(f"{other.path} has {has}, this export wants one with {plan.cache}: {_INSTEAD} {remedy}")
+
+
 def share_decoder(other: Bundle, bundle: BundleWriter, plan: EnginePlan) -> DecoderInfo:
-    """Link the decoder's files of `other`, which `open_shared` gave, and give the manifest's entry.
+    """Link the decoder's files of `other`, which `open_shared` gave and `check_engine_graph` passed.
+
+    Returns:
+        The manifest's entry.
 
     Raises:
         BundleError: a file of it was changed since it was written.

@@ -122,10 +122,16 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 )
 @click.option(
     "--budget",
-    type=click.Choice(["picture", "tile"]),
+    type=click.Choice(["picture", "tile", "prompt"]),
     default="picture",
     show_default=True,
-    help="--keep is of the whole picture or of each tile, for a model that cuts pictures into tiles.",
+    help="--keep is of each picture, of each tile (for a model that cuts pictures), or of all of a prompt's pictures.",
+)
+@click.option(
+    "--prompt-pictures",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The most pictures of a prompt: for --budget prompt, and for the decoder engine's cache.  [default: 1]",
 )
 @click.option(
     "--input",
@@ -134,6 +140,12 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     default="uint8",
     show_default=True,
     help="Pixels the graph takes: bytes, normalised inside, or normalised floats.",
+)
+@click.option(
+    "--share-decoder-with",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Take the decoder's files of this bundle of the same model: one copy on the disk for both (hard links).",
 )
 @click.option("--revision", help="Branch, tag or commit of a model on the hub.")
 @click.option("--no-report", is_flag=True, help="Do not write report.html into the bundle.")
@@ -163,8 +175,10 @@ def command(
     decoder_engine: str,
     cache: int | None,
     positions: Positions,
-    budget: Literal["picture", "tile"],
+    budget: Literal["picture", "tile", "prompt"],
+    prompt_pictures: int | None,
     pixels: str,
+    share_decoder_with: Path | None,
     revision: str | None,
     no_report: bool,
     overwrite: bool,
@@ -212,7 +226,9 @@ def command(
         cache=cache,
         positions=positions,
         budget=budget,
+        prompt_pictures=prompt_pictures,
         input=pixels,
+        share_decoder_with=share_decoder_with,
         revision=revision,
         report=not no_report,
         overwrite=overwrite,

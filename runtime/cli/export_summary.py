@@ -25,6 +25,8 @@ def print_summary(summary: ExportSummary, target: Target, here: bool) -> None:
     if summary.curve:
         _print_curve(summary.curve)
     click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
+    if summary.shared:
+        click.echo(f"shared         the decoder's files with {summary.shared}, on the disk once")
     if summary.quantisation:
         for name, fact in quantisation_facts(summary.quantisation):
             click.echo(f"{name:<15}{fact}")
