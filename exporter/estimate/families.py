@@ -62,6 +62,8 @@ def read_model(
         raise UserError(f"{name} has model_type {kind!r}, which is {what}: known are {', '.join(FAMILIES)}")
     family, whole = FAMILIES[kind], _transformers_config(name, config)
     text = read_text(whole.get_text_config(), _tied(config, whole))
+    if picture is None and whole.vision_config.model_type == "dinov2":  # takes what its processor makes
+        picture = _crop(preprocessor or {})
     tower = read_tower(whole.vision_config, family.run(whole), picture)
     tower = replace(tower, taken=family.taken(whole, tower))
     connector = family.connector(whole, tower, text)
@@ -93,6 +95,14 @@ def _transformers_config(name: str, config: Mapping[str, Any]) -> Any:
         raise UserError(f"the config.json of {name} is not a valid {config['model_type']} config: {reason}") from error
     finally:
         quiet.setLevel(level)
+
+
+def _crop(preprocessor: Mapping[str, Any]) -> Picture:
+    """(width, height) of the pictures that a processor makes, where it says so."""
+    size = preprocessor.get("crop_size") or preprocessor.get("size") or {}
+    if isinstance(size, int):
+        return size, size
+    return (size["width"], size["height"]) if "width" in size and "height" in size else None
 
 
 def _tied(config: Mapping[str, Any], whole: Any) -> bool:

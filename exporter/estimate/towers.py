@@ -61,6 +61,23 @@ def _siglip(c: Any, run: int, picture: Picture) -> Tower:
     )  # fmt: skip
 
 
+def _dinov2(c: Any, run: int, picture: Picture) -> Tower:
+    """For pictures of any size in whole patches; the table of positions is the picture's, not the checkpoint's."""
+    patch = _one(c.patch_size, "patch")
+    width, height = picture if picture is not None else _fixed(c, None)[::-1]
+    if height % patch or width % patch:
+        raise UserError(f"a picture of {width} x {height} is no whole number of the vision tower's patches of {patch}")
+    if c.use_swiglu_ffn:
+        raise UserError("a DINOv2 with SwiGLU layers is not supported")
+    patches = (height // patch) * (width // patch)
+    fixed = (c.num_channels * patch**2 + 1 + 1 + 1 + patches) * c.hidden_size  # patch embedding, [CLS], positions
+    return Tower(
+        height, width, patch, c.num_channels, 1, c.hidden_size, int(c.hidden_size * c.mlp_ratio),
+        c.num_attention_heads, c.num_hidden_layers, run, prefix=1, taken=patches, fixed=fixed, qkv_bias=c.qkv_bias,
+        layer_extra=2 * c.hidden_size,  # layer scale twice
+    )  # fmt: skip
+
+
 def _idefics(c: Any, run: int, picture: Picture) -> Tower:
     """SigLIP's, and the norm after its last layer."""
     plain = _siglip(c, run, picture)
@@ -108,6 +125,7 @@ def _qwen2_5_vl(c: Any, run: int, picture: Picture) -> Tower:
 TOWERS: dict[str, Reader] = {
     "clip_vision_model": _clip,
     "siglip_vision_model": _siglip,
+    "dinov2": _dinov2,
     "idefics3_vision": _idefics,
     "smolvlm_vision": _idefics,
     "internvl_vision": _internvl,

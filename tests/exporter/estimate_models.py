@@ -25,6 +25,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
     },
+    "llava with DINOv2": {
+        "model_type": "llava",
+        "vision_config": {
+            "model_type": "dinov2", "hidden_size": 32, "mlp_ratio": 3, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": 56, "patch_size": 14, "use_mask_token": False,
+        },
+        "text_config": LLAMA,
+        "vision_feature_layer": -1,
+    },
     "llava_next": {
         "vision_config": {"model_type": "clip_vision_model", **VISION},
         "text_config": {**QWEN, "model_type": "qwen3", "head_dim": 12},

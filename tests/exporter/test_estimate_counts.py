@@ -21,6 +21,7 @@ from svdprune.exporter.estimate.families import FAMILIES, read_model
 from svdprune.exporter.estimate.shapes import Model
 from svdprune.exporter.selection import SelectorConfig, build_selector, selector_names
 from svdprune.exporter.selection.ops import Ops
+from svdprune.runtime.errors import UserError
 from svdprune.runtime.roofline import Work
 from tests.exporter.estimate_models import CONFIGS, LLAMA, PICTURES
 
@@ -65,7 +66,7 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
     whole, mine = built(name, "meta"), model_of(name, vision_feature_layer=-1)  # -1: every layer of the tower
     vision = parameters(whole, "vision", "visual", "projector", "connector")
     if name.startswith("llava"):
-        vision -= parameters(whole, "post_layernorm")  # after the tap
+        vision -= parameters(whole, "post_layernorm", "vision_tower.layernorm")  # after the tap
     assert mine.vision_parameters == vision
     text = parameters(whole, "language_model", "text_model", "lm_head")
     assert mine.text.parameters == text
@@ -98,7 +99,7 @@ def test_flops_of_clip_are_those_that_torch_counts(name: str, shape: dict[str, A
     assert flops(vision_work(mine.tower, 2, format_of("fp16"))) == counted(lambda: tower(pixels))
 
 
-@pytest.mark.parametrize("name", ["llava with SigLIP", "internvl", "idefics3", "smolvlm"])
+@pytest.mark.parametrize("name", ["llava with SigLIP", "llava with DINOv2", "internvl", "idefics3", "smolvlm"])
 def test_flops_of_towers_of_fixed_size_and_their_connectors(name: str) -> None:
     whole, mine = built(name, "cpu"), model_of(name)
     form = format_of("fp16")
@@ -107,6 +108,15 @@ def test_flops_of_towers_of_fixed_size_and_their_connectors(name: str) -> None:
     if name in ("idefics3", "smolvlm"):
         pixels = pixels[None]
     assert flops(works) == counted(lambda: whole.model.get_image_features(pixels))  # type: ignore[union-attr,operator]
+
+
+def test_a_dinov2_takes_the_pictures_that_its_processor_makes() -> None:
+    config, size = CONFIGS["llava with DINOv2"], {"height": 42, "width": 70}
+    assert read_model("dino", config).tower.taken == 16
+    assert read_model("dino", config, {"crop_size": size}).tower.taken == 15
+    assert read_model("dino", config, {"size": size}, picture=(28, 28)).tower.taken == 4
+    with pytest.raises(UserError, match="no whole number"):
+        read_model("dino", config, picture=(30, 28))
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
