@@ -10,6 +10,8 @@ digits in float16, and some models' rows leave its range. Attention has no softm
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -101,7 +103,8 @@ class StaticOperators(DecoderOperators):
         if self._config.attention_softcap is not None:
             rows = self._capped(query, keys, values, mask, f"{name}/heads")
         else:
-            scale = {} if self._config.attention_scale is None else {"scale": self._config.attention_scale}
+            own = self._config.attention_scale
+            scale: dict[str, Any] = {} if own is None else {"scale": own}
             rows = self.op("Attention", [query, keys, values, mask], f"{name}/heads", **scale)
         joined = self.constant("join_heads", np.array([0, 0, -1], np.int64))
         turned = self.op("Transpose", [rows], f"{name}/rows", perm=[0, 2, 1, 3])  # (1, N, heads, head_dim)
