@@ -160,3 +160,27 @@ def save_gemma3(folder: Path) -> Path:
         image_seq_length=tokens,
     ).save_pretrained(folder)
     return folder
+
+
+def save_vision(folder: Path, name: str) -> Path:
+    """A checkpoint whose vision part has the sizes of the published models, with two layers; the rest is tiny."""
+    torch.manual_seed(0)
+    side = {"paligemma": 16, "gemma3": 64}[name]
+    vision = _vision(side, 1152, intermediate_size=4304, num_attention_heads=16)
+    size = {"height": PATCH * side, "width": PATCH * side}
+    model: torch.nn.Module
+    if name == "gemma3":
+        text = Gemma3TextConfig(**_sizes(64, 2560, 1) | {"num_attention_heads": 8})
+        model = Gemma3ForConditionalGeneration(
+            Gemma3Config(vision_config=vision, text_config=text, image_token_index=3)
+        )
+        image: Any = Gemma3ImageProcessorPil(size=size, image_mean=HALF, image_std=HALF)
+    else:
+        config = PaliGemmaConfig(
+            vision_config=vision, text_config=GemmaConfig(**_sizes(64)), image_token_index=3, projection_dim=2048
+        )
+        model = PaliGemmaForConditionalGeneration(config)
+        image = SiglipImageProcessorPil(size=size, image_mean=HALF, image_std=HALF, image_seq_length=side**2)
+    model.save_pretrained(folder)
+    image.save_pretrained(folder)
+    return folder

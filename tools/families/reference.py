@@ -106,7 +106,10 @@ def answer(model: Any, case: dict[str, Any], inputs: Any) -> tuple[list[int], np
         if tokens[-1] in case["eos"]:
             break
         new, places = model.get_input_embeddings()(torch.tensor([tokens[-1:]])), places[:, -1:] + 1
-    return tokens, torch.stack(logits).numpy(), rows[kept][picture[kept]].numpy()
+    scale = 1.0  # before transformers 5, PaliGemma divided here and multiplied again in the language model
+    if model.config.model_type == "paligemma" and int(transformers.__version__.split(".")[0]) < 5:
+        scale = rows.shape[1] ** 0.5
+    return tokens, torch.stack(logits).numpy(), scale * rows[kept][picture[kept]].numpy()
 
 
 def _headed(model: Any) -> Any:
