@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -235,6 +235,38 @@ class Vlm:
         self.text.check_question(question)  # before the picture is encoded for nothing
         answer = self.chat(image).reply(question, options)
         return answer if stream else answer.answer
+
+    def ask_many(
+        self,
+        requests: Iterable[tuple[Pictures, str]],
+        batch: int = 1,
+        overlap: bool | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Answer]:
+        """Ask one question after another, each about its own pictures: the answers of ``ask``, in order, sooner.
+
+        Args:
+            requests: pairs of what ``ask`` takes as image and question. Read as they are needed, from this thread.
+            batch: requests whose pictures are encoded in one run of the vision graph (where each has one that is not
+                cut into tiles). More than one needs memory for all; an engine must be built for it (``--batch``).
+            overlap: encode the next pictures in a thread while the last answers are decoded. None: where no engine is
+                in use, since a GPU is one.
+            max_new_tokens, temperature, top_p, top_k, seed, stop: as of ``ask``, for every question alike.
+
+        Raises:
+            UserError, NumericalError: as of ``ask``, when the answer of the request is due; the ones before it were
+                given. ``overlap`` with an engine.
+        """
+        from svdprune.runtime.many import answer_many
+
+        defaults = self.manifest.decoder.generation
+        options = Options.of(defaults, max_new_tokens, temperature, top_p, top_k, seed, stop)
+        return answer_many(self, requests, options, batch, overlap)
 
     def chat(self, image: Pictures) -> Chat:
         """A conversation about one picture or a list of them, which are encoded now and once."""
