@@ -39,24 +39,20 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _text(vocabulary: int, hidden: int = 48) -> dict[str, Any]:
+def _text(vocabulary: int) -> dict[str, Any]:
     return {
-        "hidden_size": hidden,
+        "hidden_size": 48,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": hidden // 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
         "vocab_size": vocabulary,
         "max_position_embeddings": 512,
         "bos_token_id": None,
         "eos_token_id": 2,
         "pad_token_id": 0,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [hidden // 8 - 2 * (hidden // 24), hidden // 24, hidden // 24],
-        },
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
     }
 
 
@@ -92,12 +88,12 @@ def _saved(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> Path
 
 
 def save_qwen2_5(folder: Path, **changes: Any) -> Path:
-    """A Qwen2.5-VL: windows of 4 x 4 tokens, one layer of three over the whole picture."""
+    """A Qwen2.5-VL: windows of 4 x 4 tokens, the second of two layers over the whole picture."""
     tokenizer = _tokenizer()
     vision = {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "depth": 3,
+        "depth": 2,
         "num_heads": 2,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
@@ -117,7 +113,7 @@ def save_qwen3(folder: Path, **changes: Any) -> Path:
     vision = {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "depth": 3,
+        "depth": 2,
         "num_heads": 2,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
