@@ -137,7 +137,8 @@ def _scored(
         return np.asarray(tokens[0].float().numpy())
     cut = tiling_of(images.tiling).cut(picture, images.resample)
     slots = lay_out(cut, tiles, spec.tokens)
-    tokens, _ = family.reference_tokens(model, torch.from_numpy(normalise(cut.pixels, images)).to(dtype))
+    extras = [torch.from_numpy(cut.extras[name]) for name in spec.extras]
+    tokens, _ = family.reference_tokens(model, torch.from_numpy(normalise(cut.pixels, images)).to(dtype), *extras)
     weights = slots.weights[0]
     rows = (tokens.flatten(0, 1).float().numpy()[slots.sources[0]] * weights[..., None]).sum(1)
     return np.asarray(rows[weights.sum(1) > 0])
