@@ -134,6 +134,12 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     help="The most pictures of a prompt: for --budget prompt, and for the decoder engine's cache.  [default: 1]",
 )
 @click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Largest area of a picture, for a model that takes any size.  [default: 1280 tokens of it, or its processor's]",
+)
+@click.option(
     "--input",
     "pixels",
     type=click.Choice(["uint8", "float32"]),
@@ -177,6 +183,7 @@ def command(
     positions: Positions,
     budget: Literal["picture", "tile", "prompt"],
     prompt_pictures: int | None,
+    max_pixels: int | None,
     pixels: str,
     share_decoder_with: Path | None,
     revision: str | None,
@@ -226,6 +233,7 @@ def command(
         cache=cache,
         positions=positions,
         budget=budget,
+        max_pixels=max_pixels,
         prompt_pictures=prompt_pictures,
         input=pixels,
         share_decoder_with=share_decoder_with,
