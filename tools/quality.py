@@ -2,8 +2,10 @@
 
     python -m tools.quality scenes --write docs/quality.md
     python -m tools.quality variants --pictures 100 --write docs/quality.md
+    python -m tools.quality real-scenes --real build/real-llava/checkpoint --write docs/quality.md
 
-Each section is one `svdprune evaluate` of the shipped model; its own command is written under its table.
+Each section is one `svdprune evaluate` of the shipped model, or of the one that `python -m tools.real_llava` makes; its
+own command is written under its table.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from svdprune.exporter.source import locate
 from svdprune.runtime.positions import POLICIES
 from tools.tables import write_between
 
-MODEL = "mini-llava"
+MODEL, REAL = "mini-llava", "real-llava"
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ class Section:
     selectors: tuple[str, ...]
     keeps: tuple[int, ...] = (128, 64, 32, 16)
     labels: bool = True
+    model: str = MODEL
 
 
+RULES = ("leverage", "leverage-dpp", "maxmin", "dpp", "random", "grid")
 SECTIONS = {
     "scenes": Section("scenes", 200, ()),
     "variants": Section("scenes", 100, ("leverage", *VARIANT_NAMES, "random", "grid"), (64, 32)),
     "easy-vqa": Section("easy-vqa", 40, ("leverage", "maxmin", "dpp", "random", "grid"), (64, 32, 16), labels=False),
+    "real-scenes": Section("scenes", 20, RULES, model=REAL),
+    "real-easy-vqa": Section("easy-vqa", 20, RULES, model=REAL),
 }
 
 
@@ -51,25 +57,36 @@ SECTIONS = {
 @click.argument("names", nargs=-1, type=click.Choice(list(SECTIONS)), required=True)
 @click.option("--pictures", type=click.IntRange(min=1), help="Instead of the section's own number.")
 @click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--real",
+    type=click.Path(path_type=Path),
+    default=Path("build/real-llava/checkpoint"),
+    show_default=True,
+    help="Folder of the second model.",
+)
 @click.option("--write", type=click.Path(exists=True, path_type=Path), help="The page; its images/ gets the plots.")
-def main(names: tuple[str, ...], pictures: int | None, threads: int, write: Path | None) -> None:
+def main(names: tuple[str, ...], pictures: int | None, threads: int, real: Path, write: Path | None) -> None:
     torch.set_num_threads(threads)
-    model = Model(locate(MODEL).checkpoint, MODEL, report=click.echo)
+    models: dict[str, Model] = {}
     for name in names:
         section = SECTIONS[name]
+        place = {MODEL: MODEL, REAL: str(real)}[section.model]
+        if section.model not in models:
+            models[section.model] = Model(locate(place).checkpoint, section.model, report=click.echo)
         count = pictures or section.pictures
         with Progress() as bar:
             task = bar.add_task(name, total=1.0)
             report = evaluate_model(
-                model,
-                MODEL,
+                models[section.model],
+                section.model,
                 open_source(section.data, limit=count, seed=0, labels=section.labels),
                 parse_contenders(section.selectors),
                 section.keeps,
                 list(POLICIES),
                 progress=lambda step, share, bar=bar, task=task: bar.update(task, completed=share),
             )
-        command = f"svdprune evaluate {MODEL} --data {section.data} --pictures {count} --keep " + ",".join(
+        shown = "build/real-llava/checkpoint" if section.model == REAL else MODEL
+        command = f"svdprune evaluate {shown} --data {section.data} --pictures {count} --keep " + ",".join(
             map(str, section.keeps)
         )
         command += f" --selectors {','.join(section.selectors)}" if section.selectors else ""
@@ -80,10 +97,10 @@ def main(names: tuple[str, ...], pictures: int | None, threads: int, write: Path
             image = write.parent / "images" / f"quality-{name}.png"
             image.parent.mkdir(exist_ok=True)
             beside = image.with_name(f".{image.name}.partial")
-            beside.write_bytes(plot(report, f"{MODEL}, {section.data}: {report.pictures} pictures"))
+            beside.write_bytes(plot(report, f"{section.model}, {section.data}: {report.pictures} pictures"))
             os.replace(beside, image)
-            shown = f"![{report.metric} against the tokens kept](images/{image.name})"
-            write_between(write, f"quality-{name}", f"{shown}\n\n{text}")
+            picture = f"![{report.metric} against the tokens kept](images/{image.name})"
+            write_between(write, f"quality-{name}", f"{picture}\n\n{text}")
 
 
 if __name__ == "__main__":
