@@ -16,6 +16,8 @@ import torch
 from transformers import Gemma3TextConfig
 
 from svdprune.exporter.decoder.quantise import quantise
+from svdprune.exporter.rules import DECODER_OPERATORS, check_target, releases_with
+from svdprune.runtime.targets import TARGETS
 from tests.exporter.decoder_models import SIZES, Session, load, more_feeds
 from tests.exporter.static_models import load_static
 from tests.exporter.text_models import MODELS, Reference, Run, Text, make_text, play, runs, save_text
@@ -91,6 +93,16 @@ def test_float16_follows_the_float32_model(name: str, tmp_path: Path) -> None:
     _, ours = play(open_graph("static", tmp_path, reference, "fp16"), given, table, tokens)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, logits, atol=0.015 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_static_check_takes_the_graph_for_engines(name: str, tmp_path: Path) -> None:
+    reference, target = make_text(name, tmp_path), TARGETS["jetson-thor"]
+    open_graph("static", tmp_path, reference, "fp16")
+    releases = releases_with(target, DECODER_OPERATORS)
+    found = check_target(tmp_path / "engine" / "engine.onnx", target, releases)
+    assert found
+    assert not any(found.values()), found
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma2", "gemma3"])

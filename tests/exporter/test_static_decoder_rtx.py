@@ -16,7 +16,7 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Conf
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from tests.exporter.decoder_models import SIZES, TEXT, make_model
-from tests.exporter.text_models import TRUE, save_text
+from tests.exporter.text_models import REAL, TRUE, save_text
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no engine can be built without a GPU")
 
@@ -180,6 +180,17 @@ def test_two_layers_of_real_models_build(name: str, tmp_path: Path, record_prope
         size = build(graph, profiles).size
         record_property(f"bytes with {len(profiles)} profiles", size)
         assert size < 1.05 * weights + 16e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_two_layers_of_newer_models_build(name: str, tmp_path: Path, record_property: Any) -> None:
+    save_text(REAL[name], tmp_path, torch.float16)
+    graph = exported(tmp_path, cache=2048, **REAL[name].export)
+    weights = graph.with_name("engine.onnx.data").stat().st_size
+    size = build(graph, ((1, 512, 2048), (1, 1, 2048))).size
+    record_property("bytes", size)
+    assert size < 1.05 * weights + 16e6
 
 
 def write_layers(text: PretrainedConfig, folder: Path) -> None:

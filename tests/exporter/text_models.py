@@ -81,6 +81,48 @@ TRUE: dict[str, Text] = {
     ),
 }
 
+# Two layers as wide as the models named; the vocabulary is cut, as a head is a matrix product like any other.
+CUT: dict[str, Any] = {"num_hidden_layers": 2, "vocab_size": 4096, "max_position_embeddings": 4096}
+WIDE: dict[str, Any] = CUT | {"hidden_size": 2048, "num_attention_heads": 16, "head_dim": 128}
+GEMMA_WIDE: dict[str, Any] = CUT | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+REAL: dict[str, Text] = {
+    "Qwen2.5-VL-3B": Text(
+        Qwen2_5_VLTextConfig(
+            **CUT,
+            hidden_size=2048,
+            intermediate_size=11008,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            rope_parameters=MROPE | {"mrope_section": [16, 24, 24]},
+        )
+    ),
+    "Qwen3-VL-2B": Text(
+        Qwen3VLTextConfig(
+            **WIDE,
+            intermediate_size=6144,
+            num_key_value_heads=8,
+            rope_parameters=MROPE | {"mrope_section": [24, 20, 20]},
+        ),
+        {"deepstack": 2},
+    ),
+    "PaliGemma-3B": Text(
+        GemmaConfig(**GEMMA_WIDE | {"num_key_value_heads": 1}, hidden_size=2048, intermediate_size=16384),
+        {"mask": "prefix"},
+    ),
+    "PaliGemma2-3B": Text(Gemma2Config(**GEMMA_WIDE, hidden_size=2304, intermediate_size=9216), {"mask": "prefix"}),
+    "Gemma3-4B": Text(
+        Gemma3TextConfig(
+            **GEMMA_WIDE,
+            hidden_size=2560,
+            intermediate_size=10240,
+            sliding_window=1024,
+            sliding_window_pattern=2,
+            rope_scaling=LINEAR,
+        ),
+        {"mask": "picture"},
+    ),
+}
+
 
 class Appends(Protocol):
     """A decoder's graph with its cache, driven by hand."""
