@@ -68,7 +68,7 @@ class Eyes:
         """
         fed = feed_of(image, self.images, self.spec, raw=False)
         pixels = torch.from_numpy(fed.inputs["pixels"]).to(self.device, self.dtype)
-        extras = [torch.from_numpy(fed.inputs[name]).to(self.device) for name in self.spec.extras]  # whole numbers: float32
+        extras = [torch.from_numpy(fed.inputs[name]).to(self.device) for name in self.spec.extras]  # places: float32
         tokens, attention, *_ = self.encoder(pixels, *extras)
         if not tokens.isfinite().all():
             raise NumericalError("the vision features hold NaN or infinity: the checkpoint's weights are damaged")

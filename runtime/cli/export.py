@@ -137,7 +137,7 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Largest area of a picture, for a model that takes any size.  [default: 1280 tokens of it, or its processor's]",
+    help="Largest area of a picture, for a model that takes any size.  [default: 1280 tokens, or its processor's]",
 )
 @click.option(
     "--input",
