@@ -34,6 +34,7 @@ from svdprune.exporter.vision import OPSET
 from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
 from svdprune.runtime.bundle import Bundle, write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place
+from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import (
     Manifest,
     ModelInfo,
@@ -145,6 +146,8 @@ def export_model(
     family = family_of(checkpoint.config, request.model)
     spec = described(family, checkpoint, request.budget, request.select, request.prompt_pictures, request.max_pixels)
     search = wants_search(request.keep, request.select, request.search)
+    if search and request.budget == "prompt":
+        raise UserError("--keep auto asks about one picture at a time: with --budget prompt, give a count")
     asked = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
     chosen = choose_selector(request.select, asked, request.seed, request.calibration, checkpoint, spec)
     selector = chosen.config
