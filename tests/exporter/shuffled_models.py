@@ -164,7 +164,7 @@ def save_vision(folder: Path, kind: str) -> Path:
         model = SmolVLMForConditionalGeneration(
             SmolVLMConfig(
                 vision_config=so400m,
-                text_config=text_config("llama", len(tokenizer), 2048),
+                text_config=text_config("qwen2", len(tokenizer), 2048),
                 image_token_id=tokenizer.convert_tokens_to_ids(text.IMAGE),
                 scale_factor=3,
             )

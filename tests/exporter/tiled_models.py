@@ -16,6 +16,7 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -28,7 +29,7 @@ TOKENS = (SIDE // PATCH) ** 2
 NEXT_PINPOINTS = [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]]
 ONEVISION_PINPOINTS = [[SIDE * i, SIDE * j] for i in (1, 2, 3) for j in (1, 2, 3)]
 POOL = 4
-TEXTS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+TEXTS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
 def fast_tokenizer() -> PreTrainedTokenizerFast:
