@@ -109,7 +109,7 @@ def _check(found: Calibration, where: str) -> None:
         (found.schema == SCHEMA, f"schema {found.schema} was never written by svdprune"),
         (limit >= 1, f"features of {features.tokens} tokens x {features.channels} channels cannot be"),
         (
-            len(features.grid) == 2 and int(np.prod(features.grid)) == features.tokens,
+            len(features.grid) == 2 and 1 <= int(np.prod(features.grid)) <= features.tokens,  # of tiles: one's grid
             f"features.grid {features.grid} does not make features.tokens {features.tokens}",
         ),
         (1 <= settings.rank <= limit, f"settings.rank {settings.rank} is not from 1 to {limit}"),

@@ -16,6 +16,7 @@ from svdprune.calib.keep_curve import KeepCurve
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import VisionSpec
 from svdprune.exporter.selection import SelectorConfig
+from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.bundle import Bundle, BundleWriter
 from svdprune.runtime.errors import BundleError, UserError
 from svdprune.runtime.manifest import CalibrationInfo
@@ -58,8 +59,10 @@ def choose_selector(
     asked = {key: value for key, value in given.items() if value is not None}
     if folder is None:
         return Chosen(SelectorConfig(name=name, seed=seed, **asked))
-    if name != "leverage":
-        raise UserError(f"a calibration is for the selector leverage, not for {name}: leave out --calibration")
+    if not selector_entry(name).by_leverage:
+        raise UserError(
+            f"a calibration is of leverage scores, which the selector {name} does not have: leave out --calibration"
+        )
     found, arrays = read_calibration(folder)
     _check_model(found, folder, checkpoint, spec)
     settings = found.settings
@@ -132,7 +135,7 @@ def _check_model(found: Calibration, folder: Path, checkpoint: Checkpoint, spec:
         ("tap", features.tap, spec.tap),
         ("grid", tuple(features.grid), spec.grid),
         ("channels", features.channels, spec.channels),
-        ("budget", features.budget, spec.budget),
+        ("budget", features.budget, "tile" if spec.budget == "tile" else "picture"),
     ):
         if theirs != ours:
             raise UserError(

@@ -103,6 +103,8 @@ def search_keep(
         UserError: no usable questions, too few pictures, or no K that agrees.
     """
     checkpoint, chosen = maker.checkpoint, maker.chosen
+    if maker.spec.budget == "prompt":
+        raise UserError("--keep auto asks about one picture at a time: with --budget prompt give a count")
     held = chosen.calibration.pictures if chosen.calibration else None
     spec = wish.images
     if spec is None and held is not None:
@@ -127,5 +129,8 @@ def search_keep(
     if source.broken:
         say(f"note: {source.describe_broken()}")
     curve, quantised = confirm(curve, examination, maker, folder, progress, say)
-    curve = dataclasses.replace(curve, saving=saving_of(curve, str(checkpoint.folder), maker.target))
+    try:
+        curve = dataclasses.replace(curve, saving=saving_of(curve, checkpoint, maker.target))
+    except UserError as error:
+        say(f"note: what K = {curve.keep} saves is not counted: {error}")
     return Search(curve, folder / GRAPH, quantised, examination.held())

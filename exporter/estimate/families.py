@@ -81,6 +81,16 @@ def read_model(
     return Model(name, tower, connector, text, crops, tuple(notes))
 
 
+def read_language(name: str, config: Mapping[str, Any]) -> Text:
+    """The sizes of the language model alone, whatever family the `config` is of.
+
+    Raises:
+        UserError: a language model that is not known, or a config that transformers refuses.
+    """
+    whole = _transformers_config(name, config)
+    return read_text(whole.get_text_config(), _tied(config, whole))
+
+
 def _transformers_config(name: str, config: Mapping[str, Any]) -> Any:
     """transformers' config object, without its remarks about what was not asked."""
     transformers = require("transformers", "export", "the estimate")
@@ -159,9 +169,10 @@ def _internvl(c: Any, tower: Tower, text: Text) -> Connector:
 
 
 def _internvl_crops(c: Any, pre: Mapping[str, Any]) -> tuple[int, str]:
-    if not pre.get("crop_to_patches") or "max_patches" not in pre:
-        return 1, "preprocessor_config.json does not ask for more" if pre else "there is no preprocessor_config.json"
-    return pre["max_patches"] + 1, "the most that preprocessor_config.json allows"
+    if not pre:
+        return 1, "there is no preprocessor_config.json"
+    most = pre.get("max_patches") or _INTERNVL_TILES  # crop_to_patches is not asked: the model's processor always crops
+    return most + 1 if most > 1 else 1, "the most that preprocessor_config.json allows"
 
 
 def _merger(c: Any, tower: Tower, text: Text) -> Connector:
@@ -173,6 +184,8 @@ def _merger(c: Any, tower: Tower, text: Text) -> Connector:
     norms = tower.norm * tower.dim * (1 + levels * merge)
     return Connector(merge, linears, selects_first=False, copies=1 + levels, norms=norms)
 
+
+_INTERNVL_TILES = 12  # default of its image processor
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(_llava, _tap, _llava_taken),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdprune.exporter.selection import baselines, dpp, leverage  # noqa: F401  (they register the selectors)
+from svdprune.exporter.selection import baselines, coverage, dpp, leverage  # noqa: F401  (they register the selectors)
 from svdprune.exporter.selection.build import Selector, build_selector, selector_model
 from svdprune.exporter.selection.config import SelectorConfig, parse_keep
 from svdprune.exporter.selection.reference import keep_indices, reference_scores

@@ -40,7 +40,7 @@ def uniform_grid(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> 
     return op.add(nothing(op, tokens), chosen)
 
 
-@register("maxmin")
+@register("maxmin", padding=True)
 def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """DivPrune's choice (arXiv 2503.02175): greedily the token farthest, by cosine, from those chosen before.
 
@@ -53,8 +53,13 @@ def max_min_distance(op: Ops[V], tokens: V, cls_attention: V | None, task: Task)
     distances = op.round(op.mul(op.sub(1.0, cosines), LEVELS))
     identity = np.eye(task.tokens, dtype=np.float32)
     # A chosen token must never be the farthest again: its distance to itself is below every other.
-    nearest = op.squeeze(op.min(op.add(distances, 4.0 * LEVELS * identity), 2), 2)  # (B, T)
+    apart = op.add(distances, 4.0 * LEVELS * identity)
     distances = op.sub(distances, 4.0 * LEVELS * identity)
+    if task.padded:  # rows of zeros are nobody's neighbour, and farther than any token only from those chosen
+        absent = absent_rows(op, directions)  # (B, T, 1)
+        apart = op.sub(op.add(apart, op.transpose(op.mul(absent, 4.0 * LEVELS))), op.mul(absent, 8.0 * LEVELS))
+        distances = op.sub(distances, op.transpose(op.mul(absent, 3.0 * LEVELS)))
+    nearest = op.squeeze(op.min(apart, 2), 2)  # (B, T)
     picks = []
     for number in range(keep):
         pick = op.best(nearest)  # (B, 1)
@@ -75,13 +80,24 @@ def everything(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
 def grid_indices(grid: tuple[int, int], keep: int) -> np.ndarray:
     """K of rows x columns places, ascending int64 (K,): bands of rows, evenly filled, places in mid-cell."""
     rows, columns = grid
-    bands = min(rows, keep, max(-(-keep // columns), round((keep * rows / columns) ** 0.5)))
+    bands = bands_of(grid, keep)
     chosen = []
     for band in range(bands):
         row = (2 * band + 1) * rows // (2 * bands)
         inside = (band + 1) * keep // bands - band * keep // bands
         chosen += [row * columns + (2 * i + 1) * columns // (2 * inside) for i in range(inside)]
     return np.array(chosen, np.int64)
+
+
+def bands_of(grid: tuple[int, int], count: int) -> int:
+    """Into how many bands of rows a grid is divided so that `count` parts of them are about square."""
+    rows, columns = grid
+    return min(rows, count, max(-(-count // columns), round((count * rows / columns) ** 0.5)))
+
+
+def absent_rows(op: Ops[V], directions: V) -> V:
+    """(B, T, 1): 1 for a row of zeros, which stands for no token, 0 for the others."""
+    return op.sub(1.0, op.at_least(op.max(op.abs(directions), 2), TINY))
 
 
 def unit_directions(op: Ops[V], tokens: V) -> V:

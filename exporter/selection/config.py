@@ -13,7 +13,7 @@ VARIANCE_BLOCK = 64  # columns where the rank is each picture's own
 
 @dataclass(frozen=True)
 class SelectorConfig:
-    """A selector by name and its settings; those of `leverage` are ignored by the others.
+    """A selector by name and its settings; those of leverage are ignored by selectors that do not begin with it.
 
     Attributes:
         name: one of `selector_names()`.
@@ -58,6 +58,11 @@ class SelectorConfig:
         """Whether the [CLS] token's attention row (B, T) must be given beside the features."""
         return selector_entry(self.name).needs_cls_attention
 
+    @property
+    def by_leverage(self) -> bool:
+        """Whether the selector begins with leverage scores, and so has their settings."""
+        return selector_entry(self.name).by_leverage
+
     def columns(self, tokens: int, channels: int) -> int:
         """b, the columns of the block for features of `tokens` x `channels`."""
         return min(self._block, tokens, channels)
@@ -85,7 +90,7 @@ class SelectorConfig:
             raise UserError(f"cannot keep {keep} of {tokens} tokens: keep from 1 to {tokens}")
         if self.name == "none" and keep != tokens:
             raise UserError(f"the selector `none` keeps all {tokens} tokens: choose another to keep {keep}")
-        if self.name == "leverage" and self.variance is None and self.rank > min(tokens, channels):
+        if self.by_leverage and self.variance is None and self.rank > min(tokens, channels):
             raise UserError(
                 f"rank {self.rank} is more than the {min(tokens, channels)} directions that features of "
                 f"{tokens} tokens x {channels} channels can have: give a smaller rank"
@@ -98,7 +103,7 @@ class SelectorConfig:
         """
         if self.name == "random":
             return {"name": self.name, "seed": self.seed}
-        if self.name != "leverage":
+        if not self.by_leverage:
             return {"name": self.name}
         return {
             "name": self.name,

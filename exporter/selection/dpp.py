@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from svdprune.exporter.selection.baselines import LEVELS, nothing, points_of, unit_directions
+from svdprune.exporter.selection.baselines import LEVELS, absent_rows, nothing, points_of, unit_directions
 from svdprune.exporter.selection.leverage import TINY, leverage
 from svdprune.exporter.selection.ops import Ops, V
 from svdprune.exporter.selection.registry import Task, register
 
 
-@register("dpp")
+@register("dpp", padding=True)
 def determinantal(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """K for the first token chosen, K - 1 for the next, ..., 1; 0 for the others.
 
     Squared distances are compared in steps of 1 / LEVELS, so identical tokens are at distance 0 and the lowest index is
     taken of equal ones; all are equal at first, so token 0 is always kept.
     """
-    return _greedy(op, unit_directions(op, tokens), tokens, task)
+    directions = unit_directions(op, tokens)
+    return _greedy(op, directions, directions, tokens, task)
 
 
-@register("leverage-dpp")
+@register("leverage-dpp", padding=True, by_leverage=True)
 def determinantal_leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """The same with r_i^2 = l_i / max l, the leverage score: what carries much, less what those chosen already say.
 
@@ -36,14 +37,20 @@ def determinantal_leverage(op: Ops[V], tokens: V, cls_attention: V | None, task:
     scores = leverage(op, tokens, None, task)  # (B, T)
     share = op.div(scores, op.add(op.max(scores, 1), TINY))
     relevance = op.exp(op.mul(op.log(op.add(share, TINY)), 0.5))  # the square root
-    return _greedy(op, op.mul(unit_directions(op, tokens), op.unsqueeze(relevance, 2)), tokens, task)
+    directions = unit_directions(op, tokens)
+    return _greedy(op, op.mul(directions, op.unsqueeze(relevance, 2)), directions, tokens, task)
 
 
-def _greedy(op: Ops[V], directions: V, tokens: V, task: Task) -> V:
-    """Greedy choice from the kernel of `directions` (B, T, D): (B, T) scores, K for the first chosen down to 1."""
+def _greedy(op: Ops[V], directions: V, plain: V, tokens: V, task: Task) -> V:
+    """Greedy choice from the kernel of `directions` (B, T, D): (B, T) scores, K for the first chosen down to 1.
+
+    `plain` are the directions of length 1, or 0 where a row stands for no token.
+    """
     keep = task.needed_keep()
     kernel = op.matmul(directions, op.transpose(directions))  # (B, T, T)
     left = op.squeeze(op.sum(op.mul(directions, directions), 2), 2)  # (B, T): squared distance to the chosen span
+    if task.padded:  # after every token, before those chosen
+        left = op.sub(left, op.squeeze(op.mul(absent_rows(op, plain), 2.0), 2))
     steps = np.eye(keep, dtype=np.float32)[:, None, None, :]  # one (1, 1, K) a step: its column of the factors
     rows: V | None = None  # (B, T, K): column i is the kernel's row of choice i, less what the choices before explain
     scaled: V | None = None  # the same over that choice's own squared distance

@@ -31,7 +31,7 @@ EXACT = (5e-4, 11)
 TIE = 2.0**-15  # scores closer than this, relatively, are equal: identical tokens must not be ordered by rounding
 
 
-@register("leverage", any_keep=True, padding=True)
+@register("leverage", any_keep=True, padding=True, by_leverage=True)
 def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Leverage scores (B, T) that sum to 1; nearly equal ones made equal (`merge_ties`)."""
     features = op.div(tokens, op.add(op.max(op.abs(tokens), 1, 2), TINY))  # (B, T, D), safe to square

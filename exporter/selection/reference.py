@@ -11,6 +11,7 @@ import numpy as np
 
 from svdprune.exporter.selection.baselines import LEVELS, grid_indices
 from svdprune.exporter.selection.config import SelectorConfig
+from svdprune.exporter.selection.coverage import cell_count, cells_of
 from svdprune.exporter.selection.leverage import TIE
 from svdprune.runtime.errors import NumericalError
 
@@ -97,6 +98,13 @@ def reference_scores(
         scores = leverage()
         return _determinantal(_unit(features) * np.sqrt(scores / scores.max())[:, None], keep)
 
+    def leverage_grid() -> np.ndarray:
+        assert keep is not None and grid is not None
+        scores, cells = leverage(), cells_of(grid, cell_count(keep))
+        best = [np.flatnonzero(cells == cell)[scores[cells == cell].argmax()] for cell in range(cells.max() + 1)]
+        scores[best] += 1.0
+        return scores
+
     def none() -> np.ndarray:
         return np.full(tokens, 1.0 / tokens)
 
@@ -109,6 +117,7 @@ def reference_scores(
         "maxmin": maxmin,
         "dpp": dpp,
         "leverage-dpp": leverage_dpp,
+        "leverage-grid": leverage_grid,
         "none": none,
     }
     return forms[config.name]()

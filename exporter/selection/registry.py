@@ -59,22 +59,29 @@ class Entry:
     needs_cls_attention: bool = False
     any_keep: bool = False  # the scores are the same for every K
     padding: bool = False  # rows of zeros do not change the scores of the others
+    by_leverage: bool = False  # it begins with leverage scores, and so has their settings
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
 def register(
-    name: str, *, needs_cls_attention: bool = False, any_keep: bool = False, padding: bool = False
+    name: str,
+    *,
+    needs_cls_attention: bool = False,
+    any_keep: bool = False,
+    padding: bool = False,
+    by_leverage: bool = False,
 ) -> Callable[[Scorer], Scorer]:
     """Decorator: the scorer is known as `name` from here on.
 
     `any_keep` says that its scores do not depend on K, so that an evaluation computes them once for all counts;
-    `padding` that rows of zeros among the tokens do not change the others' scores, given `Task.padded`.
+    `padding` that rows of zeros among the tokens do not change the others' scores, given `Task.padded`; `by_leverage`
+    that rank, block, iterations, centring and start are settings of it.
     """
 
     def add(scorer: Scorer) -> Scorer:
-        _ENTRIES[name] = Entry(scorer, needs_cls_attention, any_keep, padding)
+        _ENTRIES[name] = Entry(scorer, needs_cls_attention, any_keep, padding, by_leverage)
         return scorer
 
     return add

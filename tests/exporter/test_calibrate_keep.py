@@ -161,7 +161,7 @@ def test_the_bundle_holds_the_curve_and_the_summary_what_it_saves(tiny_llava: Pa
     assert curve.keep == opened.manifest.vision.keep < 9 and curve.chosen.agreement >= 0.3
     assert all(point.agreement >= 0.3 for point in curve.points if point.keep >= curve.keep)
     assert curve.positions == opened.manifest.positions and curve.written_by["torch"]
-    assert curve.saving == saving_of(curve, str(tiny_llava), TARGETS["jetson-orin"])
+    assert curve.saving == saving_of(curve, Checkpoint(tiny_llava), TARGETS["jetson-orin"])
     assert curve.saving is not None and curve.saving.seconds[0] <= curve.saving.seconds[1]
     text = load_model(str(tiny_llava)).text
     assert curve.saving.cache == [2 * text.cache_row * (k + curve.prompt_tokens) for k in (curve.keep, 9)]

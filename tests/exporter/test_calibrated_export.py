@@ -159,7 +159,7 @@ def test_a_calibration_of_something_else_is_refused(eyes: Eyes, folder: Path, tm
         other = rewritten(folder, tmp_path / str(number), **changes)
         with pytest.raises(UserError, match=said):
             choose_selector("leverage", {}, 0, other, eyes.checkpoint, eyes.spec)
-    with pytest.raises(UserError, match="is for the selector leverage, not for grid"):
+    with pytest.raises(UserError, match="is of leverage scores, which the selector grid"):
         choose_selector("grid", {}, 0, folder, eyes.checkpoint, eyes.spec)
     with pytest.raises(UserError, match=r"has no calibration\.json"):
         choose_selector("leverage", {}, 0, tmp_path, eyes.checkpoint, eyes.spec)

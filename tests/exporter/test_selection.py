@@ -286,3 +286,23 @@ def test_scores_that_differ_by_rounding_become_equal_and_others_keep_their_order
 def test_ties_are_far_finer_than_the_scores_of_a_picture_are_apart() -> None:
     exact = np.sort(leverage_scores(photo_like(0), 6))
     assert np.median(np.diff(np.log(exact))) > 50 * TIE
+
+
+@RUNNERS
+@pytest.mark.parametrize("name", ["maxmin", "dpp", "leverage-dpp"])
+def test_rows_of_zeros_are_chosen_after_every_token(runner: Callable[..., Run], name: str) -> None:
+    """Among scattered rows of zeros the tokens are chosen as if they were alone, and none is chosen twice."""
+    features = photo_like(2, 40, 24)
+    present = np.sort(np.random.default_rng(1).permutation(60)[:40])
+    padded = np.zeros((60, 24), np.float32)
+    padded[present] = features
+    config = SelectorConfig(name=name, rank=5)
+    for keep in (8, 40, 45):
+        alone = runner(config, 40, 24, keep=min(keep, 40))(features[None])[0]
+        scores = runner(config, 60, 24, keep=keep, padded=True)(padded[None])[0]
+        kept = keep_indices(scores, keep)
+        assert len(np.unique(scores[scores > 0])) == min(keep, int((scores > 0).sum()))
+        assert set(present[keep_indices(alone, min(keep, 40))]) <= set(kept)
+        np.testing.assert_array_equal(
+            np.sort(kept[np.isin(kept, present)]), present[keep_indices(alone, min(keep, 40))]
+        )

@@ -101,6 +101,8 @@ def test_defaults_follow_the_rank() -> None:
         SelectorConfig(rank=8, block=24, iterations=5),
         SelectorConfig(name="random", seed=7),
         SelectorConfig(name="norm"),
+        SelectorConfig(name="leverage-dpp", rank=8, centre=True),
+        SelectorConfig(name="leverage-grid", variance=0.9),
     ],
 )
 def test_the_manifest_fields_rebuild_the_same_selector(config: SelectorConfig) -> None:
@@ -126,5 +128,5 @@ def test_the_uniform_grid_is_even() -> None:
 
 def test_names() -> None:
     assert selector_names() == [
-        *("cls", "dpp", "grid", "leverage", "leverage-dpp", "maxmin", "none", "norm", "random"),
+        *("cls", "dpp", "grid", "leverage", "leverage-dpp", "leverage-grid", "maxmin", "none", "norm", "random"),
     ]
