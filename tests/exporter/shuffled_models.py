@@ -129,8 +129,8 @@ class _Pictures(InternVLProcessor):
         return None
 
 
-def inputs_of(folder: Path, prompt: str, image: Image.Image) -> dict[str, torch.Tensor]:
-    """What transformers' processor makes of a rendered prompt and its picture."""
+def inputs_of(folder: Path, prompt: str, *images: Image.Image) -> dict[str, torch.Tensor]:
+    """What transformers' processor makes of a rendered prompt and its pictures."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     processor: Any
     if json.loads((folder / "config.json").read_text())["model_type"] == "internvl":
@@ -141,7 +141,7 @@ def inputs_of(folder: Path, prompt: str, image: Image.Image) -> dict[str, torch.
         processor = _Pictures(GotOcr2ImageProcessorPil.from_pretrained(folder), tokenizer, None, TOKENS)
     else:  # SmolVLM's processor writes the same prompts; it cannot be made without torchvision
         processor = Idefics3Processor(Idefics3ImageProcessorPil.from_pretrained(folder), tokenizer, TOKENS)
-    made: dict[str, torch.Tensor] = processor(images=[image], text=prompt, return_tensors="pt")
+    made: dict[str, torch.Tensor] = processor(images=list(images), text=prompt, return_tensors="pt")
     return made
 
 

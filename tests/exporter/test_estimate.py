@@ -173,7 +173,8 @@ def test_crops_multiply_the_tower_alone() -> None:
         ("smolvlm", {"do_image_splitting": False}, 1),
         ("smolvlm", {"do_image_splitting": True, **SIZES}, 17),
         ("internvl", {"crop_to_patches": True, "max_patches": 12}, 13),
-        ("internvl", {"crop_to_patches": False, "max_patches": 12}, 1),
+        ("internvl", {"crop_to_patches": False, "max_patches": 6}, 7),
+        ("internvl", {"max_patches": 1}, 1),
     ],
 )
 def test_crops_are_what_the_preprocessor_allows(name: str, preprocessor: dict[str, Any] | None, crops: int) -> None:

@@ -261,6 +261,16 @@ def test_all_tokens_kept_are_the_rows_of_transformers(
         assert answer.token_ids == made.tolist()
 
 
+def test_two_pictures_in_one_prompt(folder: Path, model: Any, bundles: Bundles) -> None:
+    images, new = [picture((200, 70)), picture((60, 60))], 8
+    with load(bundles(0, name="none")) as vlm:
+        answer = vlm.ask(images, QUESTION, max_new_tokens=new)
+        prompt = str(vlm.text.render([user_message(QUESTION, 2)]))
+    inputs = inputs_of(folder, prompt, *images)
+    made = model.generate(**inputs, max_new_tokens=new, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert answer.token_ids == made.tolist()
+
+
 def test_one_svd_over_the_whole_picture_does_not_see_the_padding(bundles: Bundles, folder: Path, model: Any) -> None:
     """The choice is that of a selector that is given this picture's tokens and nothing else."""
     image = picture((200, 70))
