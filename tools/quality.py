@@ -43,7 +43,7 @@ class Section:
     model: str = MODEL
 
 
-RULES = ("leverage", "leverage-dpp", "maxmin", "dpp", "random", "grid")
+RULES = ("leverage", "leverage-grid", "leverage-dpp", "maxmin", "dpp", "random", "grid")
 SECTIONS = {
     "scenes": Section("scenes", 200, ()),
     "variants": Section("scenes", 100, ("leverage", *VARIANT_NAMES, "random", "grid"), (64, 32)),
