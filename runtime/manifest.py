@@ -157,6 +157,7 @@ class DecoderInfo:
     ``position_axes`` is 3 where a position is (time, row, column), as in M-RoPE. ``deepstack`` counts the levels of
     features that are added to the hidden states after the first layers, one a layer. ``mask`` tells which rows see
     later ones, too: none, those of one ``picture`` each other, or all of the prompt (its ``prefix``) each other.
+    ``embed_scale`` is what the rows of the embedding table are multiplied by, in float32.
     """
 
     file: str
@@ -176,6 +177,7 @@ class DecoderInfo:
     position_axes: int = 1
     deepstack: int = 0
     mask: Mask = "causal"
+    embed_scale: float = 1.0
 
 
 @dataclass(frozen=True)

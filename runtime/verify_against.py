@@ -221,7 +221,7 @@ def _steps(bundle: Bundle, golden: Golden) -> list[Feed]:
     """Rows and positions of the golden prompt, then of each token of the golden answer."""
     manifest = bundle.manifest
     info = manifest.decoder
-    embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
+    embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden, info.embed_scale)
     ids = golden.prompt_ids
     pictures, policy = [golden.pictured], policy_named(golden.positions)
     layout = layout_of(ids, pictures, policy, info, manifest.processor.image_token_id)

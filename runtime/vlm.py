@@ -95,7 +95,7 @@ class Vlm:
         _check_size(self.settings, manifest)
         self.marks = read_marks(bundle)
         info = manifest.decoder
-        self.embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
+        self.embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden, info.embed_scale)
 
     def see(self, image: ImageSource) -> Sight:
         """Encode one picture, the only one of its prompt: preprocess, vision graph.

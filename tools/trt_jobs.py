@@ -98,7 +98,7 @@ def _decoder(bundle: Bundle) -> list[Job]:
     if info.engine is None:
         reason = info.engine_refused or "it was exported without one"
         raise UserError(f"{bundle.path} has no decoder graph for engines ({reason}): ask for --part vision")
-    embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden)
+    embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden, info.embed_scale)
     ids = golden.prompt_ids
     place = picture_place(ids, bundle.manifest.processor.image_token_id)
     layout = one_picture(place, golden.kept, bundle.manifest.vision.tokens, policy_named(golden.positions))

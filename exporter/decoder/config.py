@@ -68,7 +68,7 @@ class DecoderConfig:
         sandwich: attention and MLP have a norm before and one after them, ahead of the residual.
         attention_scale: what the products of queries and keys are multiplied by, None for head_dim^-1/2.
         attention_softcap, logit_softcap: c of c * tanh(x / c), over those products and over the logits.
-        embed_scale: what the token embeddings are multiplied by, as the table on disk is; the tied head is not.
+        embed_scale: what the token embeddings are multiplied by; neither the table on disk is nor the tied head.
         windows: for each layer how many of the latest rows a row sees, itself included; None for all.
         rotary_of, rotaries: which of the rotary tables each layer has.
         axes: int64 (head_dim / 2,), the axis (time, row or column) that turns each column; None for plain positions.

@@ -76,6 +76,7 @@ def export_decoder(
         position_axes=config.position_axes,
         deepstack=config.deepstack,
         mask=config.mask,
+        embed_scale=config.embed_scale,
     )
 
 
@@ -102,9 +103,9 @@ def refuse_leftovers(checkpoint: Checkpoint, used: set[str]) -> None:
 def _write_embedding(checkpoint: Checkpoint, config: DecoderConfig, path: Path) -> None:
     """The token embeddings (V, H) for memory mapping: float16 for a half-precision checkpoint, else float32.
 
-    Where the model scales them, they are scaled here, factor and product rounded to the checkpoint's type as
-    transformers does when it loads the checkpoint in that type. float16 holds a float16 table exactly and a bfloat16
-    one to 3e-8 (2^-25), bfloat16 having fewer digits; one with values beyond float16's range is written as float32.
+    float16 holds a float16 table exactly and a bfloat16 one to 3e-8 (2^-25), bfloat16 having fewer digits; one with
+    values beyond float16's range is written as float32. A model's scale is not in it, as float16 would not hold the
+    products: the runtime multiplies the rows that it reads.
     """
     info = checkpoint.info(EMBEDDING)
     if info.shape != (config.vocab, config.hidden):
@@ -112,8 +113,6 @@ def _write_embedding(checkpoint: Checkpoint, config: DecoderConfig, path: Path) 
             f"{EMBEDDING} has shape {info.shape} where config.json makes it {(config.vocab, config.hidden)}"
         )
     table = checkpoint.tensor(EMBEDDING)
-    if config.embed_scale != 1:
-        table = table * torch.tensor(config.embed_scale).to(table.dtype)
     half = table.dtype in (torch.float16, torch.bfloat16) and float(table.abs().max()) <= torch.finfo(torch.float16).max
     np.save(path, table.to(torch.float16 if half else torch.float32).numpy())
 

@@ -11,13 +11,13 @@ from svdprune.runtime.errors import BundleError
 
 
 class Embedding:
-    """``embed_tokens.npy``, float16 or float32 [V, H].
+    """``embed_tokens.npy``, float16 or float32 [V, H], whose rows are multiplied by ``scale`` when they are read.
 
     Raises:
         BundleError: not such a file, or its shape is not the manifest's.
     """
 
-    def __init__(self, path: Path, vocab: int, hidden: int) -> None:
+    def __init__(self, path: Path, vocab: int, hidden: int, scale: float = 1.0) -> None:
         try:
             self._table = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -28,7 +28,7 @@ class Embedding:
             raise BundleError(
                 f"{path} is {list(self._table.shape)}, the manifest says [{vocab}, {hidden}]: export the bundle again"
             )
-        self._path = path
+        self._path, self._scale = path, np.float32(scale)
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
         """Embeddings float32 [n, H] of token ids [n].
@@ -42,4 +42,5 @@ class Embedding:
                 f"the token id {int(index.max())} is outside {self._path}, which has {len(self._table):,} rows: "
                 "export the bundle again"
             )
-        return np.asarray(self._table[index], dtype=np.float32)
+        rows: np.ndarray = self._table[index].astype(np.float32)
+        return rows if self._scale == 1 else rows * self._scale
