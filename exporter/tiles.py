@@ -56,8 +56,6 @@ def described(
             raise UserError(
                 "--budget prompt is over all pictures of a prompt: say how many at most, --prompt-pictures N"
             )
-        if spec.extras or spec.deepstack:
-            raise UserError(f"--budget prompt is not there for {family.name}, whose pictures have sizes of their own")
         if tiling is None:
             image = image_values(checkpoint)
             sizes = {"height": spec.height, "width": spec.width, "grid": list(spec.grid)}

@@ -79,14 +79,17 @@ def build_vision(
     """
     dtype = DTYPES[precision]
     report("tracing the vision encoder")
-    encoder = Normalised(family.encoder(checkpoint).to(dtype), spec, raw, selector.needs_cls_attention)
+    part = family.encoder(checkpoint).to(dtype)
+    if hasattr(part, "pictures"):
+        part.pictures = spec.pictures
+    encoder = Normalised(part, spec, raw, selector.needs_cls_attention)
     shape = (2, spec.height, spec.width, 3) if raw else (2, 3, spec.height, spec.width)
     pixels = torch.zeros(shape, dtype=torch.uint8 if raw else torch.float32)
     outputs = ["tokens", *(["cls_attention"] if selector.needs_cls_attention else [])]
     outputs += ["levels"] if spec.deepstack else []
     extras = {name: torch.zeros(2, *rest) for name, rest in spec.extras.items()}
     model = _traced(encoder, {"pixels": pixels, **extras}, outputs)
-    del encoder
+    del encoder, part
     if raw:
         _cast_first(model)
     report("adding the scorer")

@@ -116,7 +116,8 @@ class Family(Protocol):
         Everything up to the selection: the tower to its tap, and what joins tokens before they are chosen (a pixel
         shuffle). B counts tiles where there are any. Reads the weights of that part and no others; keeps their dtype.
         It takes the spec's `extras` as well, in their order. With DeepStack it gives a third value, the levels
-        (B, T, L * D), side by side.
+        (B, T, L * D), side by side. One whose layers look beyond a tile has an attribute `pictures`, which is set to
+        how many pictures the tiles may be of, so that none sees another.
         """
         ...
 

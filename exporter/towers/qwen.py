@@ -41,7 +41,8 @@ class Shape:
 
 class Around(NamedTuple):
     """What attention needs to know of the patches. cos, sin: (N, P, 1, head). window: (N, 1, 1, P) and whole:
-    (1, 1, 1, N * P) are added to the scores, None where no tile reaches beyond the picture."""
+    (1, 1, 1, N * P), or (1, 1, N * P, N * P) of several pictures, are added to the scores; None where nothing is left
+    out."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -151,18 +152,28 @@ def patch_positions(places: torch.Tensor, shape: Shape) -> torch.Tensor:
     return places[:, None, :2] + torch.tensor(inside, dtype=torch.float32)
 
 
-def around(places: torch.Tensor, positions: torch.Tensor, shape: Shape, head: int, dtype: torch.dtype) -> Around:
-    """Rotary angles of the patches' rows and columns, and the masks of those beyond the edge.
+def around(
+    places: torch.Tensor, positions: torch.Tensor, shape: Shape, head: int, dtype: torch.dtype, pictures: int
+) -> Around:
+    """Rotary angles of the patches' rows and columns, and the masks of those beyond the edge and of other pictures.
 
     Args:
         places: float32 (N, 4), of the tiling. positions: float32 (N, P, 2). head: channels of an attention head.
+        pictures: how many the tiles may be of, one after the other.
     """
     quarter = torch.arange(0, head // 2, 2, dtype=torch.float32) / (head // 2)
     angles = (positions[..., None] * (1.0 / shape.theta**quarter)).flatten(2)  # (N, P, head / 2): rows', then columns'
     angles = torch.cat([angles, angles], 2)[:, :, None]  # (N, P, 1, head)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    others = None
+    if pictures > 1:
+        number = (places[:, :2].amax(1) <= 0).float().cumsum(0)  # (N,): a picture's first tile has its first patch
+        apart = ((number[:, None] - number).abs() > 0.5).to(dtype) * OUTSIDE  # (N, N)
+        n, p = positions.shape[:2]
+        others = apart[:, None, :, None].expand(n, p, n, p).reshape(1, 1, n * p, n * p)
     if shape.side == 1:
-        return Around(cos, sin, None, None)
+        return Around(cos, sin, None, others)
     # At most one of a patch's row and column distances decides: beyond the edge where either is not below its end.
     over = ((positions - places[:, None, 2:]).amax(2) >= 0).to(dtype) * OUTSIDE  # (N, P)
-    return Around(cos, sin, over[:, None, None], over.reshape(1, 1, 1, -1))
+    beyond = over.reshape(1, 1, 1, -1)
+    return Around(cos, sin, over[:, None, None], beyond if others is None else torch.minimum(beyond, others))

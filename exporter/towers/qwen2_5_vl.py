@@ -48,6 +48,10 @@ class MergerNorm(nn.Module):
 
 
 class Qwen25Tower(nn.Module):
+    """`pictures` is how many the tiles may be of."""
+
+    pictures = 1
+
     def __init__(self, c: Mapping[str, Any], shape: Shape):
         super().__init__()
         dim, self.shape, self.heads = c["hidden_size"], shape, c["num_heads"]
@@ -69,7 +73,8 @@ class Qwen25Tower(nn.Module):
         D is four patches' channels side by side, as the merger's first layer takes them.
         """
         x = self.patch_embed(pixels)  # (N, P, dim)
-        near = around(places, patch_positions(places, self.shape), self.shape, x.shape[2] // self.heads, x.dtype)
+        positions, head = patch_positions(places, self.shape), x.shape[2] // self.heads
+        near = around(places, positions, self.shape, head, x.dtype, self.pictures)
         for block in self.blocks:
             x = block(x, near)
         return self.merger(x).reshape(-1, self.shape.side**2, self.shape.merge**2 * x.shape[2]), None

@@ -65,6 +65,10 @@ class LearnedPositions(nn.Module):
 
 
 class Qwen3Tower(nn.Module):
+    """`pictures` is how many the tiles may be of."""
+
+    pictures = 1
+
     def __init__(self, c: Mapping[str, Any], shape: Shape):
         super().__init__()
         dim, self.shape, self.heads = c["hidden_size"], shape, c["num_heads"]
@@ -89,7 +93,7 @@ class Qwen3Tower(nn.Module):
         """
         positions = patch_positions(places, self.shape)
         x = self.patch_embed(pixels)  # (N, P, dim)
-        near = around(places, positions, self.shape, x.shape[2] // self.heads, x.dtype)
+        near = around(places, positions, self.shape, x.shape[2] // self.heads, x.dtype, self.pictures)
         x = x + self.pos_embed(positions, places[:, 2:])
         shape = (-1, self.shape.side**2, self.shape.merge**2 * x.shape[2])
         levels = {}

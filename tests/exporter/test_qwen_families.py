@@ -72,13 +72,19 @@ def whole(folder: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def with_vision(
-    folder: Path, bundle: Path, out: Path, keep: int = 0, max_pixels: int | None = None, **options: Any
+    folder: Path,
+    bundle: Path,
+    out: Path,
+    keep: int = 0,
+    max_pixels: int | None = None,
+    pictures: int | None = None,
+    **options: Any,
 ) -> Path:
     """A copy of a bundle with another vision graph; `keep` 0 is all of the tokens."""
     shutil.copytree(bundle, out)
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config, "tiny")
-    spec = described(family, checkpoint, "picture", "none")
+    spec = described(family, checkpoint, "prompt" if pictures else "picture", "none", pictures)
     if max_pixels is not None:
         assert spec.tiling is not None
         spec = dataclasses.replace(spec, tiling={**spec.tiling, "max_pixels": max_pixels})
@@ -199,6 +205,36 @@ def test_a_graph_for_larger_pictures_keeps_the_same(folder: Path, bundle: Path, 
         np.testing.assert_allclose(first.deepstack, second.deepstack, atol=1e-5)
 
 
+def test_one_budget_over_two_pictures_mixes_nothing_else(
+    folder: Path, model: Any, bundle: Path, tmp_path: Path
+) -> None:
+    """One SVD over the tokens of both, whose rows and levels are those that each has alone."""
+    together, spec = with_vision(folder, bundle, tmp_path / "prompt", keep=12, pictures=2), spec_of(folder)
+    images = [picture((640, 480)), picture((33, 190))]
+    with load(together) as vlm:
+        sights, settings = vlm.see_all(images), vlm.settings
+    assert spec.tiling is not None
+    family, parts, kept = family_of(Checkpoint(folder).config, "tiny"), [], []
+    for image, sight in zip(images, sights, strict=True):
+        cut = tiling_of(spec.tiling).cut(image, 3)
+        pixels, places = torch.from_numpy(normalise(cut.pixels, settings)), torch.from_numpy(cut.extras["places"])
+        with torch.no_grad():
+            tokens, _ = family.reference_tokens(model, pixels, places)
+        kept.append(sight.kept_indices + sum(map(len, parts)))
+        parts.append(tokens.flatten(0, 1)[cut.sources[:, 0]])
+        rows, levels, _ = unpruned(model, folder, image)
+        np.testing.assert_allclose(sight.features, rows[sight.kept_indices].numpy(), atol=1e-4)
+        if levels is not None:
+            assert sight.deepstack is not None
+            np.testing.assert_allclose(sight.deepstack, levels[:, sight.kept_indices].numpy(), atol=1e-4)
+    both = torch.cat(parts)
+    scores = build_selector(SelectorConfig(rank=4), tokens=len(both), channels=spec.channels)(both[None])[0]
+    np.testing.assert_array_equal(np.concatenate(kept), keep_indices(scores.numpy(), 12))
+    graph = onnx.load(together / "vision.onnx")
+    for release in RELEASES:
+        assert check_graph(graph, release.tensorrt) == [], release.name
+
+
 @torch.no_grad()
 def answered(model: Any, ids: list[int], sight: Sight, found: Any, policy: str, count: int) -> list[int]:
     """Greedy answer of transformers, its own rows, levels and positions cut to the kept tokens.
@@ -246,15 +282,18 @@ def test_answers_are_transformers_for_the_same_kept_tokens(
     assert answer.token_ids == answered(model, ids, sight, unpruned(model, folder, image), positions, 12)
 
 
-def test_an_unpruned_answer_is_that_of_the_whole_model(folder: Path, model: Any, whole: Path) -> None:
-    image = picture((200, 70))
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_unpruned_answer_is_that_of_the_whole_model(folder: Path, model: Any, whole: Path, count: int) -> None:
+    images = [picture((200, 70)), picture((61, 43))][:count]
     with load(whole, positions="original") as vlm:
-        sight = vlm.see(image)
-        answer = vlm.ask(sight, QUESTION, max_new_tokens=12)
-        ids, image_token = vlm.prompt_ids(QUESTION), vlm.manifest.processor.image_token_id
-    inputs = Qwen2VLImageProcessorPil.from_pretrained(folder)(image, return_tensors="pt")
-    place = ids.index(image_token)
-    prompt = torch.tensor([[*ids[:place], *[image_token] * sight.total, *ids[place + 1 :]]])
+        sights = vlm.see_all(images)
+        answer = vlm.ask(sights, QUESTION, max_new_tokens=12)
+        ids, image_token = vlm.prompt_ids(QUESTION, count), vlm.manifest.processor.image_token_id
+    inputs = Qwen2VLImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")
+    totals, full = iter([sight.total for sight in sights]), []
+    for token in ids:
+        full += [image_token] * next(totals) if token == image_token else [token]
+    prompt = torch.tensor([full])
     with torch.no_grad():
         made = model.generate(
             input_ids=prompt,
