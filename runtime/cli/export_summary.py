@@ -69,6 +69,15 @@ def _print_curve(curve: KeepCurve) -> None:
         f"agreement      {point.agreement:.3f} ({point.low:.2f}-{point.high:.2f}) of {curve.source.questions} answers, "
         f"wished {curve.wished:g}; KL {point.kl:.3f}{accuracy}"
     )
+    if curve.graph:
+        line = f"exported       {curve.graph[-1].agreement:.3f} with the vision graph in {curve.precision}"
+        if curve.bundle:
+            line += f", {curve.bundle.agreement:.3f} with the decoder in {curve.decoder} as well"
+        click.echo(line)
+    if curve.unmeasured:
+        click.echo(f"note           the whole bundle was not asked: {curve.unmeasured}")
+    elif curve.bundle and curve.bundle.agreement < curve.wished:
+        click.echo("note           the exported decoder agrees less than was wished, which a larger K does not mend")
     if saving:
         prefill = f"prefill {saving.flops[0] / 1e9:,.1f} instead of {saving.flops[1] / 1e9:,.1f} GFLOP"
         prefill += f" ({saving.flops[0] / saving.flops[1] - 1:+.0%})"

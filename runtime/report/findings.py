@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,9 @@ class Agreement:
     pictures: int
     source: str
     saving: Saving | None
+    graph: list[Point] = field(default_factory=list)  # the exported vision graph, at each K that one was written for
+    bundle: Point | None = None  # both of the bundle's graphs
+    unmeasured: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ def read_agreement(bundle: Bundle) -> Agreement | None:
             pictures=int(content["source"]["pictures"]),
             source=str(content["source"]["description"]),
             saving=None if saving is None else _saving(saving),
+            graph=[_point(point) for point in content.get("graph", [])],
+            bundle=None if content.get("bundle") is None else _point(content["bundle"]),
+            unmeasured=None if content.get("unmeasured") is None else str(content["unmeasured"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BundleError(f"{info.keep} is not a curve of agreement ({error!r}): {AGAIN}") from error

@@ -133,12 +133,35 @@ def agreement_section(manifest: Manifest, found: Agreement | None) -> Section:
                 f"{milliseconds(save.seconds[1])}"
             )
         lead.append(f"{line}.")
+    if found.graph:
+        lead.append(_exported(manifest, found))
     notes = ["The bars of the curve and the ranges in the table are 95 % intervals."]
+    if found.unmeasured:
+        notes.append(f"The whole bundle was not asked at export: {found.unmeasured}.")
     if found.irregular:
         keeps = ", ".join(map(str, found.irregular))
         notes.append(f"The curve is not monotonic: K = {keeps} agrees too, but a larger K does not.")
     chart = line_chart(_agreement_chart(found))
     return Section(name, title, lead, charts=[chart], tables=[_points(found)], notes=notes)
+
+
+def _exported(manifest: Manifest, found: Agreement) -> str:
+    """What became of the agreement in the files of the bundle."""
+    last, failed = found.graph[-1], found.graph[:-1]
+    text = (
+        f"The curve is of the selector in float32. With the exported vision graph ({manifest.vision.precision}) "
+        f"{percent(last.agreement)} of the answers are the same"
+    )
+    if failed:
+        text += "; K was raised for that from " + ", ".join(
+            f"{point.keep} ({percent(point.agreement)})" for point in failed
+        )
+    if found.bundle is not None:
+        text += (
+            f"; with the exported decoder ({manifest.decoder.precision}) as well, by ONNX Runtime, "
+            f"{percent(found.bundle.agreement)}"
+        )
+    return f"{text}."
 
 
 def _agreement_chart(found: Agreement) -> Lines:

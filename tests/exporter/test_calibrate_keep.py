@@ -166,7 +166,10 @@ def test_the_bundle_holds_the_curve_and_the_summary_what_it_saves(tiny_llava: Pa
     text = load_model(str(tiny_llava)).text
     assert curve.saving.cache == [2 * text.cache_row * (k + curve.prompt_tokens) for k in (curve.keep, 9)]
     assert "searching K in 1, 2, 3, 4, 6, 8" in output and f"K = {curve.keep}" in output
-    for words in ("agreement  ", "GFLOP", "KV cache", "an estimate"):
+    assert [point.keep for point in curve.graph][-1] == curve.keep and curve.graph[-1].agreement >= 0.3
+    assert curve.precision == "fp32" and curve.bundle is not None and curve.decoder == "fp32"
+    assert curve.bundle.agreement == curve.graph[-1].agreement == curve.chosen.agreement
+    for words in ("agreement  ", "exported  ", "GFLOP", "KV cache", "an estimate"):
         assert words in output
     (tmp_path / "keep.json").write_text(json.dumps(json.loads(curve.to_json()) | {"keep": 5}))
     with pytest.raises(BundleError, match="do not fit"):

@@ -147,7 +147,10 @@ def curve() -> KeepCurve:
     points = [KeepPoint(k, a, a - 0.1, min(1.0, a + 0.1), a, 1 - a, a) for k, a in ((2, 0.5), (4, 0.99), (8, 1.0))]
     source = KeepSource("folder", "7 <odd> pictures", seed=0, pictures=7, questions=21, limit=32, broken=[])
     saving = Saving([1e9, 4e9], [1000, 5000], [0.001, 0.004])
-    return KeepCurve(0.98, 4, 16, [1, 2, 4, 8], points, [2], 0.9, "compact", 20, source, saving)
+    return KeepCurve(
+        0.98, 4, 16, [1, 2, 4, 8], points, [2], 0.9, "compact", 20, source, saving,
+        precision="fp16", graph=[points[0], points[1]], decoder="int4", bundle=points[0],
+    )  # fmt: skip
 
 
 def calibrated() -> dict[str, bytes]:
@@ -173,6 +176,8 @@ def test_what_the_users_pictures_decided(right, tmp_path):
     assert "K = 4 is the smallest at which 98.0 %" in agreement and "7 <odd> pictures" in agreement
     assert "99.0 % (89 % to 109 %)" not in agreement and "99.0 % (89 % to 100 %)" in agreement
     assert "4.00x" in agreement and "1.00 ms instead of 4.00 ms" in agreement and "K = 2 agrees too" in agreement
+    assert "exported vision graph (" in agreement and "K was raised for that from 2 (50.0 %)" in agreement
+    assert "as well, by ONNX Runtime, 50.0 %" in agreement
     chart = page.all("svg")[1]
     assert "K = 4" in chart.text and "wished: 98.0 %" in chart.text
 
