@@ -14,7 +14,7 @@ from svdprune.runtime.errors import SvdpruneError
 # each a module beside this one, with a `command`
 COMMANDS = (
     *("export", "build", "run", "verify", "profile", "estimate", "calibrate", "evaluate", "report", "inspect"),
-    "targets",
+    *("targets", "models"),
 )
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 

@@ -44,6 +44,7 @@ def command(name: str | None, precision: str | None, as_json: bool) -> None:
     print_table(_PEAKS, [_peaks(target) for target in TARGETS.values()], tight=True)
     click.echo("\nDense peaks: fp16, fp8, fp4 in TFLOPS, int8 in TOPS; -: unknown, or not there.")
     click.echo("More about one: svdprune targets NAME. This machine: svdprune targets auto.")
+    click.echo("What can be exported for them, and what was checked: svdprune models.")
 
 
 def _device(target: Target) -> tuple[str, ...]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
-from svdprune.exporter.families import family_of
 from svdprune.exporter.source import shipped_folder
 from svdprune.runtime import load
 from svdprune.runtime.positions import POLICIES
@@ -28,20 +26,33 @@ LIMIT = 12
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the table: who makes the checkpoint (`module:function`, None for the shipped one), and K."""
+    """One row of the table.
+
+    save: who makes the checkpoint (`module:function`), None for the shipped one. keep: K. language: its text model.
+    nested: whether the image processor takes lists of a prompt's pictures. images: what the whole processor tells it.
+    """
 
     save: str | None
     keep: int
     language: str
+    nested: bool = False
+    images: dict[str, Any] = field(default_factory=dict)
 
 
+_TILED, _SHUFFLED = "tests.exporter.tiled_models", "tests.exporter.shuffled_models"
+_QWEN, _GEMMA = "tests.exporter.qwen_models", "tests.exporter.gemma_models"
 MODELS = {
     "llava": Model(None, 32, "Llama"),
-    "llava_next": Model("tests.exporter.tiled_models:save_next", 12, "Mistral"),
-    "llava_onevision": Model("tests.exporter.tiled_models:save_onevision", 12, "Qwen2"),
-    "paligemma": Model("tests.exporter.gemma_models:save_paligemma", 9, "Gemma"),
-    "paligemma (2)": Model("tests.exporter.gemma_models:save_paligemma2", 9, "Gemma 2"),
-    "gemma3": Model("tests.exporter.gemma_models:save_gemma3", 7, "Gemma 3"),
+    "llava_next": Model(f"{_TILED}:save_next", 12, "Mistral"),
+    "llava_onevision": Model(f"{_TILED}:save_onevision", 12, "Qwen2"),
+    "smolvlm": Model(f"{_SHUFFLED}:save_smolvlm", 12, "Llama", nested=True),
+    "idefics3": Model(f"{_SHUFFLED}:save_idefics3", 12, "Llama", nested=True),
+    "internvl": Model(f"{_SHUFFLED}:save_internvl", 12, "Qwen2", images={"crop_to_patches": True}),
+    "qwen2_5_vl": Model(f"{_QWEN}:save_qwen2_5", 12, "Qwen2.5"),
+    "qwen3_vl": Model(f"{_QWEN}:save_qwen3", 12, "Qwen3"),
+    "paligemma": Model(f"{_GEMMA}:save_paligemma", 9, "Gemma"),
+    "paligemma (2)": Model(f"{_GEMMA}:save_paligemma2", 9, "Gemma 2"),
+    "gemma3": Model(f"{_GEMMA}:save_gemma3", 7, "Gemma 3"),
 }
 
 
@@ -50,7 +61,8 @@ class Case:
     """One question under one policy: what the reference needs to answer it, and what the bundle said.
 
     ids: of the unpruned prompt, a picture token for each row of the picture that is no text. kept: the rows of it that
-    the bundle's prompt has. rows: float32 (r, H), those of the picture that are no text, by the bundle.
+    the bundle's prompt has. By the bundle: rows float32 (r, H), those of the picture that are no text; logits float32
+    (V,) of the first token.
     """
 
     whole: bool
@@ -60,8 +72,9 @@ class Case:
     kept: list[int]
     tokens: list[int]
     rows: np.ndarray
+    logits: np.ndarray
 
-    def asked(self, vlm: Vlm, nested: bool) -> dict[str, Any]:
+    def asked(self, vlm: Vlm, model: Model) -> dict[str, Any]:
         """What `reference.py` reads."""
         manifest = vlm.manifest
         return {
@@ -73,7 +86,8 @@ class Case:
             "mask": manifest.decoder.mask,
             "eos": manifest.decoder.eos,
             "limit": LIMIT,
-            "nested": nested,
+            "nested": model.nested,
+            "images": model.images,
         }
 
 
@@ -122,7 +136,8 @@ def ask_all(vlm: Vlm, work: Path, whole: bool) -> list[Case]:
             for policy in POLICIES:
                 vlm.positions = policy
                 tokens = vlm.ask(sight, question, max_new_tokens=LIMIT, temperature=0.0).token_ids
-                cases.append(Case(whole, policy, name, full, kept, tokens, sight.features[no_text]))
+                logits = vlm.first_logits(sight, question)
+                cases.append(Case(whole, policy, name, full, kept, tokens, sight.features[no_text], logits))
     return cases
 
 
@@ -136,11 +151,6 @@ def unpruned_ids(vlm: Vlm, picture: Path, total: int) -> list[int]:
     return ids
 
 
-def nested(checkpoint: Path) -> bool:
-    """Whether the image processor takes pictures in lists of a prompt each, as Idefics3's does."""
-    config = Checkpoint(checkpoint).config
-    return family_of(config, str(checkpoint)).name in ("idefics3",)
-
-
 def opened(bundle: Path) -> Vlm:
+    """The bundle, ready to answer."""
     return load(bundle, threads=1)

@@ -24,11 +24,7 @@ def older_layout(folder: Path, out: Path) -> Path:
         if part and "rope_parameters" in part:
             part |= _rotary(part.pop("rope_parameters"))
     (out / "config.json").write_text(json.dumps(config))
-    processor = folder / "processor_config.json"
-    if processor.is_file():
-        image = json.loads(processor.read_text()).get("image_processor")
-        if image:
-            (out / "preprocessor_config.json").write_text(json.dumps(image))
+    (out / "preprocessor_config.json").write_text(json.dumps(_image(folder)))
     return out
 
 
@@ -40,3 +36,14 @@ def _rotary(settings: dict[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in settings.items() if name != "rope_theta"}
     plain = rest == {"rope_type": "default"}
     return {"rope_theta": settings["rope_theta"], "rope_scaling": None if plain else rest}
+
+
+def _image(folder: Path) -> dict[str, Any]:
+    """The image processor in its own file; the least and largest area of Qwen's pictures under their older names."""
+    whole = folder / "processor_config.json"
+    image: dict[str, Any] | None = json.loads(whole.read_text()).get("image_processor") if whole.is_file() else None
+    image = image or json.loads((folder / "preprocessor_config.json").read_text())
+    size = image.get("size", {})
+    if "merge_size" in image and {"shortest_edge", "longest_edge"} <= set(size):
+        image |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    return image

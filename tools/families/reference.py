@@ -49,7 +49,7 @@ def features(model: Any, inputs: Any) -> tuple[torch.Tensor, Any]:
     levels = getattr(found, "deepstack_features", None)
     if isinstance(found, tuple) and not hasattr(found, "pooler_output") and "qwen3_vl" in model.config.model_type:
         found, levels = found
-    return flat(found), levels
+    return flat(found), None if levels is None else [flat(level) for level in levels]
 
 
 def places_of(model: Any, ids: torch.Tensor, inputs: Any, image: int) -> torch.Tensor:
@@ -130,10 +130,9 @@ def main(work: Path) -> None:
     processor = transformers.AutoImageProcessor.from_pretrained(asked["checkpoint"])
     said, arrays = [], {}
     for number, case in enumerate(asked["cases"]):
-        with Image.open(work / case["picture"]) as picture:
-            inputs = processor(
-                images=[[picture.convert("RGB")]] if case["nested"] else picture.convert("RGB"), return_tensors="pt"
-            )
+        with Image.open(work / case["picture"]) as opened:
+            picture = opened.convert("RGB")
+        inputs = processor(images=[[picture]] if case["nested"] else picture, return_tensors="pt", **case["images"])
         tokens, logits, rows = answer(model, case, inputs)
         said.append(tokens)
         arrays |= {f"logits{number}": logits, f"rows{number}": rows}
