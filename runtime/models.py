@@ -1,4 +1,4 @@
-"""The model families that can be exported, and what of each was checked: one row a family, for wherever they are listed.
+"""The model families that can be exported, and what of each was checked: one row a family, for all who list them.
 
 ``svdprune models`` prints them, ``tools/models_table.py`` puts them into the README; a test holds them to the families
 and short names that the exporter has.
@@ -24,8 +24,8 @@ class ModelFamily:
         title: for a person.
         names: short names that ``svdprune export`` takes beside hub ids and folders.
         parts: vision tower, what joins or leads to tokens, language models.
-        weights: ``trained`` where a trained checkpoint was exported and answered, ``random`` where small ones with random
-            weights were.
+        weights: ``trained`` where a trained checkpoint was exported and answered, ``random`` where small random ones
+            were.
         parity: releases of transformers whose greedy tokens the bundle has, all tokens kept and K kept, both policies.
         differs: why a release is not among them, None where none is missing.
         gate: the shapes at which TensorRT-RTX built the vision graph on a CPU.
