@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (RmsNorm(dim, _QK_EPSILON) if normed else nn.Identity() for _ in range(2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+        return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
 
     def _weights(self, queries: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         q, k = self._split(self.q_norm(self.q_proj(queries))), self._split(self.k_norm(self.k_proj(x)))
