@@ -44,11 +44,12 @@ class Section:
 
 
 RULES = ("leverage", "leverage-grid", "leverage-dpp", "maxmin", "dpp", "random", "grid")
+REPAIRS = ("leverage", "leverage-grid", "leverage-dpp", "leverage:centre", "maxmin", "random", "grid")
 SECTIONS = {
     "scenes": Section("scenes", 200, ()),
     "variants": Section("scenes", 100, ("leverage", *VARIANT_NAMES, "random", "grid"), (64, 32)),
     "easy-vqa": Section("easy-vqa", 40, RULES, (64, 32, 16), labels=False),
-    "repairs": Section("scenes", 60, (*RULES, "leverage:centre"), (128, 64, 32, 16)),
+    "repairs": Section("scenes", 40, REPAIRS, (64, 32, 16)),
     "real-scenes": Section("scenes", 20, RULES, model=REAL),
     "real-easy-vqa": Section("easy-vqa", 20, RULES, model=REAL),
 }

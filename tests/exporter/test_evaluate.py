@@ -28,7 +28,6 @@ from svdprune.runtime.cli.app import group
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.positions import one_picture, picture_place
 from svdprune.runtime.prompt import Pictured
-from tests.exporter import tiled_models
 
 LIMIT = 6
 QUESTIONS = ["What color is the star?", "How many objects are there?", "Is the ring left of the red heart?"]
@@ -212,18 +211,6 @@ def test_without_onnx_a_labelled_bundle_is_measured_alone(bundle: Path, monkeypa
     (only,) = report.rows
     assert only.accuracy is not None and only.agreement is None
     assert report.facts["unpruned"].startswith("not measured: the unpruned graph needs the package `onnx`")
-
-
-def test_a_model_of_tiles_is_measured_as_a_bundle_on_labelled_data(tmp_path: Path) -> None:
-    folder = tiled_models.save_next(tmp_path / "next")
-    with pytest.raises(UserError, match="cuts pictures into tiles"):
-        Model(Checkpoint(folder), "next")
-    out = tmp_path / "bundle"
-    export_model(ExportRequest(str(folder), "12", rank=4, out=out, report=False))
-    (only,) = evaluate_bundle(load(out), open_source("scenes", limit=2, seed=0), limit=LIMIT).rows
-    assert only.accuracy is not None and only.agreement is None
-    with pytest.raises(UserError, match="nothing to measure by"):
-        evaluate_bundle(load(out), open_source("scenes", limit=1, seed=0, labels=False), limit=LIMIT)
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from svdprune.exporter.selection import (
     selector_model,
     selector_names,
 )
+from svdprune.exporter.selection.coverage import cell_count, cells_of
 from svdprune.exporter.selection.leverage import TIE, merge_ties, start_block
 from svdprune.exporter.selection.ops import TorchOps
 from svdprune.exporter.selection.polynomials import sign_steps
@@ -306,3 +307,26 @@ def test_rows_of_zeros_are_chosen_after_every_token(runner: Callable[..., Run], 
         np.testing.assert_array_equal(
             np.sort(kept[np.isin(kept, present)]), present[keep_indices(alone, min(keep, 40))]
         )
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (5, 9), (1, 7), (16, 3)])
+def test_cells_divide_the_grid(grid: tuple[int, int]) -> None:
+    for count in (1, 2, 3, 7):
+        cells = cells_of(grid, count)
+        assert len(cells) == grid[0] * grid[1] and set(cells) == set(range(count))
+    sizes = np.bincount(cells_of((24, 24), 16))
+    np.testing.assert_array_equal(sizes, 36)  # 4 x 4 squares of 6 x 6
+
+
+@RUNNERS
+def test_half_of_the_budget_is_spread_and_half_is_leverages(runner: Callable[..., Run]) -> None:
+    features = photo_like(3)
+    config = SelectorConfig(name="leverage-grid", rank=6)
+    kept = keep_indices(runner(config)(features[None])[0], K)
+    plain = runner(SelectorConfig(rank=6))(features[None])[0]
+    cells = cells_of(GRID, cell_count(K))
+    best = {int(np.flatnonzero(cells == cell)[plain[cells == cell].argmax()]) for cell in range(K // 2)}
+    rest = [index for index in np.argsort(-plain, kind="stable") if index not in best][: K - K // 2]
+    assert set(kept) == best | set(rest) and len(best) == K // 2
+    same = runner(config)(np.ones((1, T, D), np.float32))[0]  # all equal: the first of each cell, no more
+    assert (same > 0.5).sum() == K // 2
