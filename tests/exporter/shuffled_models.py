@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,9 @@ def save_internvl(folder: Path, language: str = "qwen2", tap: int = -1, **vision
     (folder / "chat_template.jinja").write_text(text.CHAT_TEMPLATE.replace(text.IMAGE, CONTEXT))
     (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": TOKENS}))
     return folder
+
+
+SAVES: dict[str, Callable[..., Path]] = {"smolvlm": save_smolvlm, "internvl": save_internvl}
 
 
 def _vision() -> dict[str, Any]:
