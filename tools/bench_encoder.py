@@ -26,7 +26,7 @@ import numpy as np
 from rich.progress import Progress
 
 from tools.tables import write_between
-from tools.turns import ROOT, Figures, Turn, in_turn, serve
+from tools.turns import CLOCKS, ROOT, Figures, Turn, in_turn, serve
 
 Call = Callable[[], Figures | None]
 MODELS = ("vit-l", "mini-llava")
@@ -166,6 +166,7 @@ def has_openvino(python: str) -> bool:
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, default=MODELS, show_default=True)
 @click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
+@click.option("--clock", type=click.Choice(tuple(CLOCKS)), default="wall", show_default=True)
 @click.option("--peers", default=sys.executable, help="Python of the environment that has OpenVINO.  [default: this]")
 @click.option("--write", type=click.Path(path_type=Path), help="Markdown file whose `encoder` table is replaced.")
 @click.option("--worker", hidden=True)
@@ -174,6 +175,7 @@ def main(
     models: tuple[str, ...],
     threads: tuple[int, ...],
     rounds: int,
+    clock: str,
     peers: str,
     write: Path | None,
     worker: str | None,
@@ -190,7 +192,8 @@ def main(
     if not able:
         click.echo(f"{peers} has no OpenVINO: its rows are left out", err=True)
     lines = [
-        f"{platform.machine()} CPU, float32, one picture; medians of {rounds} calls in turn.",
+        f"{platform.machine()} CPU, float32, one picture; medians of {rounds} calls in turn"
+        f"{', milliseconds of the processor (other programs ran, too)' if clock == 'processor' else ''}.",
         "",
         "| model | threads | candidate | time, ms | beside ours |",
         "|---|---|---|---|---|",
@@ -202,7 +205,7 @@ def main(
                 for what, python in [("prepare", sys.executable), *([("prepare openvino", peers)] if able else [])]:
                     _run(python, model, what, name)
                 for count in threads:
-                    lines += rows(model, count, rounds, name, peers, able)
+                    lines += rows(model, count, rounds, clock, name, peers, able)
                     progress.advance(task)
     text = "\n".join(lines)
     click.echo(text)
@@ -215,7 +218,7 @@ def _run(python: str, model: str, worker: str, folder: str) -> None:
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
 
 
-def rows(model: str, threads: int, rounds: int, folder: str, peers: str, openvino: bool) -> list[str]:
+def rows(model: str, threads: int, rounds: int, clock: str, folder: str, peers: str, openvino: bool) -> list[str]:
     """The table's lines of one model with one number of threads."""
     turns = []
     for name, (_, foreign) in CANDIDATES.items():
@@ -227,13 +230,14 @@ def rows(model: str, threads: int, rounds: int, folder: str, peers: str, openvin
     failed = in_turn(turns, rounds)
     if OURS in failed:
         raise click.ClickException(f"our own graph failed: {failed[OURS]}")
-    ours = turns[0].median("seconds")
+    figure = "seconds" if clock == "wall" else clock
+    ours = turns[0].median(figure)
     lines = []
     for turn in turns:
         if turn.name in failed:
             lines.append(f"| {model} | {threads} | {turn.name} | failed: {failed[turn.name]} | |")
         else:
-            seconds = turn.median("seconds")
+            seconds = turn.median(figure)
             lines.append(f"| {model} | {threads} | {turn.name} | {1e3 * seconds:,.0f} | {seconds / ours:.2f} |")
     return lines
 
