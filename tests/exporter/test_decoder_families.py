@@ -21,7 +21,8 @@ from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.targets import TARGETS
 from tests.exporter.decoder_models import SIZES, Session, load, more_feeds
 from tests.exporter.static_models import load_static
-from tests.exporter.text_models import MODELS, Reference, Run, Text, make_text, play, runs, save_text
+from tests.exporter.text_configs import MODELS, Text
+from tests.exporter.text_models import Reference, Run, make_text, play, runs, save_text
 
 CACHE = 72
 

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Conf
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from tests.exporter.decoder_models import SIZES, TEXT, make_model
-from tests.exporter.text_models import REAL, TRUE, save_text
+from tests.exporter.text_configs import REAL, TRUE
+from tests.exporter.text_models import save_text
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no engine can be built without a GPU")
 
