@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,12 +20,14 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
+from svdprune.exporter.rules import check_graph
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
 from svdprune.runtime import load
 from svdprune.runtime.answer import Sight
 from svdprune.runtime.cli.app import group
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.preprocess import normalise
+from svdprune.runtime.targets import RELEASES
 from svdprune.runtime.tiling import tiling_of
 from svdprune.runtime.verify import verify
 from svdprune.runtime.vlm import Vlm
@@ -38,6 +41,7 @@ PROCESSORS: dict[str, Any] = {
     "next": LlavaNextImageProcessorPil,
     "onevision": LlavaOnevisionImageProcessorPil,
 }
+ONE = ("llava", "onevision")  # the families that a bundle with one budget is made for here: an export takes seconds
 Bundles = Callable[[str], Path]
 
 
@@ -47,8 +51,16 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(name: str, tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llava if name == "llava" else SAVES[name](tmp_path_factory.mktemp(name))
+def store() -> dict[str, Path]:
+    """What was made so far, whatever the order of the tests."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, store: dict[str, Path], tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if name not in store:
+        store[name] = tiny_llava if name == "llava" else SAVES[name](tmp_path_factory.mktemp(name))
+    return store[name]
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +69,17 @@ def model(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def bundles(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+def bundles(name: str, store: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """A bundle by its budget, `picture` or `prompt`."""
-    made: dict[str, Path] = {}
 
     def bundle(budget: Any) -> Path:
-        if budget not in made:
-            made[budget] = tmp_path_factory.mktemp("bundles") / "bundle"
+        key = f"{name} {budget}"
+        if key not in store:
             more = {"budget": budget, "prompt_pictures": 2} if budget == "prompt" else {}
-            request = ExportRequest(str(folder), str(KEEP), rank=4, out=made[budget], report=False, **more)
-            export_model(request)
-        return made[budget]
+            out = tmp_path_factory.mktemp("bundles") / "bundle"
+            export_model(ExportRequest(str(folder), str(KEEP), rank=4, out=out, report=False, **more))
+            store[key] = out
+        return store[key]
 
     return bundle
 
@@ -125,7 +137,12 @@ def wanted_answer(model: Any, vlm: Vlm, ids: list[int], rows: list[torch.Tensor]
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
-@pytest.mark.parametrize("budget", ["picture", "prompt"])
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [*((name, "picture") for name in PROCESSORS), *((name, "prompt") for name in ONE)],
+    indirect=["name"],
+    scope="module",
+)
 def test_two_pictures_are_answered_as_by_transformers(
     name: str, folder: Path, model: Any, bundles: Bundles, budget: str, positions: str
 ) -> None:
@@ -145,6 +162,7 @@ def test_two_pictures_are_answered_as_by_transformers(
 
 
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", ONE, indirect=True, scope="module")
 def test_one_svd_over_the_tokens_of_all_pictures(
     name: str, folder: Path, model: Any, bundles: Bundles, count: int
 ) -> None:
@@ -171,8 +189,11 @@ def test_one_svd_over_the_tokens_of_all_pictures(
     np.testing.assert_array_equal(kept, keep_indices(wanted, KEEP))
 
 
+@pytest.mark.parametrize("name", ONE, indirect=True, scope="module")
 def test_one_budget_is_for_as_many_pictures_as_were_said(bundles: Bundles) -> None:
     assert verify(bundles("prompt")).passed
+    for release in RELEASES:
+        assert check_graph(onnx.load(bundles("prompt") / "vision.onnx"), release.tensorrt) == [], release.name
     with load(bundles("prompt")) as vlm:
         with pytest.raises(UserError, match="up to 2 pictures of a prompt, 3 were given: give fewer"):
             vlm.ask(pictures(), QUESTION)
@@ -221,12 +242,35 @@ def test_frames_of_a_video(name: str, folder: Path, model: Any, bundles: Bundles
             vlm.see_video(frames * 10)
 
 
-def test_the_command_line_exports_and_says_the_budget(tiny_llava: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    asked = ["export", str(tiny_llava), "--keep", "6", "--rank", "4", "--no-report", "--out", str(out)]
-    said = CliRunner().invoke(group, [*asked, "--budget", "prompt"])
-    assert said.exit_code != 0 and not out.exists()
-    done = CliRunner().invoke(group, [*asked, "--budget", "prompt", "--prompt-pictures", "3"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    told = CliRunner().invoke(group, ["inspect", str(out)], catch_exceptions=False).output
-    assert "6 of up to 3 pictures together" in " ".join(told.split())
+def test_the_command_line_takes_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[ExportRequest] = []
+
+    def noted(request: ExportRequest, *_: Any) -> None:
+        asked.append(request)
+        raise UserError("that is all")
+
+    monkeypatch.setattr("svdprune.exporter.export.export_model", noted)
+    line = ["export", "somewhere", "--keep", "6", "--budget", "prompt", "--prompt-pictures", "3"]
+    assert isinstance(CliRunner().invoke(group, line).exception, SystemExit | UserError)
+    assert [(request.budget, request.prompt_pictures) for request in asked] == [("prompt", 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": "prompt"}, "say how many at most, --prompt-pictures N"),
+        ({"budget": "prompt", "prompt_pictures": 0}, "a prompt of 0 pictures cannot be"),
+        ({"budget": "prompt", "prompt_pictures": 2, "keep": "auto"}, "with --budget prompt, give a count"),
+    ],
+)
+def test_budgets_that_cannot_be(tiny_llava: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    request = ExportRequest(str(tiny_llava), **{"keep": "6", "rank": 4, "out": tmp_path / "bundle", **options})
+    with pytest.raises(UserError, match=words):
+        export_model(request)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ONE, indirect=True, scope="module")
+def test_inspect_says_the_budget(bundles: Bundles) -> None:
+    told = CliRunner().invoke(group, ["inspect", str(bundles("prompt"))], catch_exceptions=False).output
+    assert "6 of up to 2 pictures together" in " ".join(told.split())
