@@ -1,4 +1,4 @@
-"""Configurations of the newer families' language models: small, small with true head sizes, and as wide as the models."""
+"""Configurations of the newer families' language models: small, small but for the heads, and as wide as the models."""
 
 from __future__ import annotations
 
