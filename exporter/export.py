@@ -89,7 +89,7 @@ class ExportRequest:
     decoder_precision: str = "fp32"
     decoder_engine: str = "auto"
     cache: int | None = None
-    positions: Positions = "compact"
+    positions: Positions | None = None
     budget: Budget = "picture"
     prompt_pictures: int | None = None
     max_pixels: int | None = None
@@ -145,6 +145,7 @@ def export_model(
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
     spec = described(family, checkpoint, request.budget, request.select, request.prompt_pictures, request.max_pixels)
+    spec = dataclasses.replace(spec, positions=request.positions or spec.positions)
     search = wants_search(request.keep, request.select, request.search)
     if search and request.budget == "prompt":
         raise UserError("--keep auto asks about one picture at a time: with --budget prompt, give a count")
@@ -179,7 +180,7 @@ def export_model(
             found = search_keep(
                 maker,
                 request.model,
-                request.positions,
+                spec.positions,
                 request.search,
                 request.seed,
                 Path(workshop.enter_context(beside)),
@@ -275,7 +276,7 @@ def _write(
                 spec,
                 selector,
                 keep,
-                request.positions,
+                spec.positions,
                 images,
                 text,
                 decoder,
@@ -284,7 +285,7 @@ def _write(
             )
             if eight_bits and quantised:
                 progress("comparing first tokens with the float vision graph", 0.85)
-                asker = Asker(reference, text, decoder, request.positions, marks)
+                asker = Asker(reference, text, decoder, spec.positions, marks)
                 summary.quantisation = measured(quantised, eight_bits, asker)
             page = None
             if request.report:
@@ -320,7 +321,7 @@ def _write(
             ),
             decoder=decoder,
             processor=processor,
-            positions=request.positions,
+            positions=spec.positions,
             target=target.name,
             golden=golden,
             calibration=calibration,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class Vlm:
         Raises:
             UserError, NumericalError: as of ``see``; no picture; more than the bundle was exported for.
         """
-        given = list(images) if isinstance(images, (list, tuple)) else [images]
+        given = listed(images)
         if not given:
             raise UserError("there is no picture: give one or more")
         fresh = [image for image in given if not isinstance(image, Sight)]
@@ -282,8 +282,8 @@ class Vlm:
         """
         return self.text.prompt_ids([user_message(self.text.check_question(question), pictures)])
 
-    def cached_prompt(self, sights: Sight | Sequence[Sight]) -> CachedPrompt:
-        """An empty cache for prompts about a picture, or about several.
+    def cached_prompt(self, sights: Sight | Sequence[Sight], positions: Positions | None = None) -> CachedPrompt:
+        """An empty cache for prompts about a picture, or about several, under another policy of ``positions`` if asked.
 
         Raises:
             UserError: see ``pictured``.
@@ -291,7 +291,12 @@ class Vlm:
         pictures = self.pictured([sights] if isinstance(sights, Sight) else sights)
         manifest = self.manifest
         return CachedPrompt(
-            self.decoder, self.embed, pictures, self.positions, manifest.decoder, manifest.processor.image_token_id
+            self.decoder,
+            self.embed,
+            pictures,
+            positions or self.positions,
+            manifest.decoder,
+            manifest.processor.image_token_id,
         )
 
     def pictured(self, sights: Sequence[Sight]) -> list[Pictured]:
@@ -323,6 +328,13 @@ class Vlm:
         """Logits float32 [V] from which the first token of the answer is chosen."""
         pictures = 1 if isinstance(sights, Sight) else len(sights)
         return self.cached_prompt(sights).advance(self.prompt_ids(question, pictures))
+
+
+def listed(images: Pictures) -> list[ImageSource | Sight]:
+    """One picture or several as a list."""
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    return [cast("ImageSource | Sight", images)]
 
 
 def _check_size(settings: ImageSettings, manifest: Manifest) -> None:

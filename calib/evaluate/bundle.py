@@ -17,6 +17,7 @@ from svdprune.calib.sources import Source
 from svdprune.calib.statistics import kl_divergence
 from svdprune.runtime.answer import Sight
 from svdprune.runtime.errors import MissingDependency, NumericalError, UserError
+from svdprune.runtime.manifest import Positions
 from svdprune.runtime.ort import CPU, open_session
 from svdprune.runtime.preprocess import normalise
 from svdprune.runtime.tiling.feed import prepare
@@ -77,9 +78,20 @@ class Unpruned:
         return sight_of(fed.cut, found, vlm.embed, vlm.marks)
 
 
-def answer(vlm: Vlm, sight: Sight, question: str, limit: int, until: Sequence[int] | None = None) -> Answered:
-    """The greedy answer of at most `limit` tokens; with `until`, only up to the first that differs from those."""
-    prompt = vlm.cached_prompt(sight)
+def answer(
+    vlm: Vlm,
+    sight: Sight,
+    question: str,
+    limit: int,
+    until: Sequence[int] | None = None,
+    positions: Positions | None = None,
+) -> Answered:
+    """The greedy answer of at most `limit` tokens; with `until`, only up to the first that differs from those.
+
+    Args:
+        positions: in place of the bundle's.
+    """
+    prompt = vlm.cached_prompt(sight, positions)
     logits = prompt.advance(vlm.prompt_ids(question))
     wide = logits.astype(np.float64)
     first = wide - wide.max()
@@ -112,7 +124,9 @@ def evaluate_bundle(
     """
     info, protocol = vlm.manifest.vision, source.protocol
     own = Setting(info.selector.name, info.keep, vlm.positions)
-    whole = Setting(UNPRUNED, info.tokens, vlm.positions)
+    # The unpruned model's positions are the original ones; of one axis, both policies say the same of all tokens.
+    policy = vlm.positions if vlm.manifest.decoder.position_axes == 1 else "original"
+    whole = Setting(UNPRUNED, info.tokens, policy)
     outcomes: dict[Setting, list[list[Outcome]]] = {}
     pictures = questions = 0
     labelled = True
@@ -137,7 +151,9 @@ def evaluate_bundle(
                     questions += 1
                     labelled = labelled and question.answers is not None
                     mine = answer(vlm, sight, question.text, limit)
-                    theirs = None if everything is None else answer(vlm, everything, question.text, limit)
+                    theirs = None
+                    if everything is not None:
+                        theirs = answer(vlm, everything, question.text, limit, positions=policy)
                     known = question.answers
                     positive = "yes" in known if protocol.binary and known is not None else None
                     for key, one in ((whole, theirs), (own, mine)):

@@ -139,7 +139,12 @@ class Model(Eyes):
 
     def whole(self, seen: Seen) -> View:
         """The unpruned picture."""
-        return self.view(seen, seen.everything, "compact")
+        return self.view(seen, seen.everything, self.unpruned_positions)
+
+    @property
+    def unpruned_positions(self) -> Positions:
+        """The unpruned model's: of one axis, both policies say the same of all tokens."""
+        return "compact" if self.axes == 1 else "original"
 
     def _embed(self, ids: Sequence[int]) -> np.ndarray:
         return np.asarray(self.embed(ids).float().cpu().numpy())

@@ -141,7 +141,7 @@ def _ask_all(
     asked = sample.questions
     prompts = [model.prompt(question.text) for question in asked]
     references = judge.listen(model.whole(seen), prompts)
-    unpruned = Setting(UNPRUNED, model.spec.tokens, "compact")
+    unpruned = Setting(UNPRUNED, model.spec.tokens, model.unpruned_positions)
     for question, said in zip(asked, references, strict=True):
         score = _score(protocol, question, model, said.ids)
         collected.put(unpruned, 0, _outcome(protocol, question, picture, score, 1.0, 1.0, 0.0))

@@ -11,7 +11,7 @@ import torch
 
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.manifest import Mask
+from svdprune.runtime.manifest import Mask, Positions
 from svdprune.runtime.tiling import TilesInfo, tiling_of, video_tiling_of
 
 Budget = Literal["picture", "tile", "prompt"]
@@ -30,7 +30,8 @@ class VisionSpec:
     most `pictures`. cls: whether the encoder has a [CLS] token.
     mask: which rows of a prompt see later ones (`decoder.mask` of the manifest).
     extras: what the encoder takes beside the tiles' pixels, by name: float32 (N, *rest), with the `rest`; the tiling
-    makes them. deepstack: L, how many levels of features go to the decoder's first layers.
+    makes them. deepstack: L, how many levels of features go to the decoder's first layers. positions: the policy where
+    none is asked for.
     """
 
     height: int
@@ -49,6 +50,7 @@ class VisionSpec:
     extras: dict[str, list[int]] = field(default_factory=dict)
     deepstack: int = 0
     pictures: int = 1
+    positions: Positions = "compact"
 
     @property
     def tokens(self) -> int:

@@ -76,6 +76,7 @@ class Qwen(Plain):
             tiling=tiling,
             cls=False,
             extras={PLACES: [4]},
+            positions="original",  # the model knows rows and columns by them alone
             **more,
         )
 

@@ -116,9 +116,8 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 @click.option(
     "--positions",
     type=click.Choice(["compact", "original"]),
-    default="compact",
-    show_default=True,
-    help="Positions of the kept tokens: side by side, or where they stood in the picture.",
+    help="Positions of the kept tokens: side by side, or where they stood in the picture.  "
+    "[default: compact; original where a position is a time, a row and a column]",
 )
 @click.option(
     "--budget",
@@ -180,7 +179,7 @@ def command(
     decoder_precision: str,
     decoder_engine: str,
     cache: int | None,
-    positions: Positions,
+    positions: Positions | None,
     budget: Literal["picture", "tile", "prompt"],
     prompt_pictures: int | None,
     max_pixels: int | None,

@@ -311,6 +311,7 @@ def test_the_bundle_replays_its_golden_case(name: str, bundle: Path) -> None:
     assert report.passed, report
     with load(bundle) as vlm:
         manifest = vlm.manifest
+    assert manifest.positions == "original"  # where nothing is asked for
     decoder, levels = manifest.decoder, 2 if name == "qwen3" else 0
     assert (decoder.position_axes, decoder.deepstack, manifest.vision.deepstack) == (3, levels, levels)
     assert manifest.vision.tiles is not None and manifest.vision.tiles.extras == {"places": [4]}
