@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.decoder import export_decoder
@@ -22,7 +22,8 @@ from svdprune.runtime.engines.adapter import find_tensorrt
 from svdprune.runtime.engines.key import EngineKey, graph_digest
 from svdprune.runtime.engines.progress import BuildLog, Progress
 from svdprune.runtime.engines.store import put_engine
-from tests.exporter.decoder_models import make_model
+from tests.exporter.text_configs import Text
+from tests.exporter.text_models import save_text
 from tests.runtime import tiny, tiny_engines
 
 CACHE = 256
@@ -31,7 +32,14 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": tiny.CONTEXT,
     "initializer_range": 0.3,
 }  # fmt: skip
-TEXT: dict[str, PretrainedConfig] = {"llama": LlamaConfig(**SIZES), "qwen3": Qwen3Config(**SIZES, head_dim=8)}
+GEMMA: dict[str, Any] = SIZES | {"head_dim": 8, "sliding_window": 12}
+TEXT: dict[str, Text] = {
+    "llama": Text(LlamaConfig(**SIZES)),
+    "qwen3": Text(Qwen3Config(**SIZES, head_dim=8)),
+    "gemma2": Text(Gemma2Config(**GEMMA), {"mask": "prefix"}),
+    "gemma3": Text(Gemma3TextConfig(**GEMMA, sliding_window_pattern=2), {"mask": "picture"}),
+}
+FIELDS = ("layers", "kv_heads", "head_dim", "kv_cache", "context", "mask", "embed_scale")
 QUESTIONS = ["What is this?", "And the colour?", "Why?"]
 
 
@@ -39,7 +47,8 @@ QUESTIONS = ["What is this?", "And the colour?", "Why?"]
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with both exported decoders of a random LLaVA, float32."""
     folder = tmp_path_factory.mktemp("engines")
-    make_model(TEXT[request.param], folder / "checkpoint")
+    wanted = TEXT[request.param]
+    save_text(wanted, folder / "checkpoint")
     checkpoint = Checkpoint(folder / "checkpoint")
     text = checkpoint.config["text_config"]
     source = open_bundle(tiny.make_bundle(folder / "source"))
@@ -47,10 +56,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         for name in source.manifest.files:
             if not name.startswith("decoder/"):
                 writer.file(name).write_bytes(source.file(name).read_bytes())
-        info = export_decoder(checkpoint, text, writer.path / "decoder")
-        engine = export_engine_decoder(checkpoint, text, writer.path / "decoder", CACHE, "fp32")
-        fields = {name: getattr(info, name) for name in ("layers", "kv_heads", "head_dim", "kv_cache", "context")}
-        manifest = tiny.manifest(decoder=fields)
+        info = export_decoder(checkpoint, text, writer.path / "decoder", **wanted.export)
+        engine = export_engine_decoder(checkpoint, text, writer.path / "decoder", CACHE, "fp32", **wanted.export)
+        manifest = tiny.manifest(decoder={name: getattr(info, name) for name in FIELDS})
         writer.manifest = dataclasses.replace(manifest, decoder=dataclasses.replace(manifest.decoder, engine=engine))
     return folder / "bundle"
 
@@ -62,8 +70,12 @@ def build(path: Path, name: str) -> None:
     assert bundle.manifest.decoder.engine is not None
     network = trt.network_from_onnx(path / bundle.manifest.decoder.engine.file)
     sizes = ((1, 16, CACHE), (1, 1, 1))
+    varying = {name: shape for name, shape in network.inputs.items() if -1 in shape}
     profiles: list[Any] = [
-        {"inputs_embeds": tuple((1, n, tiny.HIDDEN) for n in rows), "position_ids": tuple((1, n) for n in rows)}
+        {
+            name: tuple(tuple(n if size == -1 else size for size in shape) for n in rows)
+            for name, shape in varying.items()
+        }
         for rows in sizes
     ]
     data = trt.build(network, trt.config(network, profiles), BuildLog(), Progress(), "building the decoder engine")
@@ -71,10 +83,17 @@ def build(path: Path, name: str) -> None:
     put_engine(bundle, "decoder", key, data, {"built": "", "selftest": "passed"})
 
 
-@pytest.mark.parametrize("api", ["tensorrt-10.16", "tensorrt-11.4", "tensorrt_rtx-1.7"])
-@pytest.mark.parametrize("policy", ["compact", "original"])
+@pytest.mark.parametrize(
+    ("api", "policy"),
+    [
+        ("tensorrt-10.16", "compact"),
+        ("tensorrt-11.4", "original"),
+        ("tensorrt_rtx-1.7", "compact"),
+        ("tensorrt_rtx-1.7", "original"),
+    ],
+)
 def test_engines_answer_what_onnx_runtime_answers(
-    exported: Path, policy: str, api: str, monkeypatch: pytest.MonkeyPatch
+    exported: Path, api: str, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda, trt = tiny_engines.machine(monkeypatch, api)
     build(exported, trt.__name__)
