@@ -27,6 +27,7 @@ class Family:
         connector: (config, tower, text) -> what stands between.
         run: config -> layers of the tower that the exported graph keeps; None for all.
         taken: (config, tower) -> tokens of a crop that are features.
+        last_norm: whether the norm after the tower's last layer is run.
         crops: (config, preprocessor_config.json) -> (the most crops of a picture, why); None for always one.
     """
 
@@ -34,6 +35,7 @@ class Family:
     run: Callable[[Any], int | None] = lambda config: None
     taken: Callable[[Any, Tower], int] = lambda config, tower: tower.taken
     crops: Callable[[Any, Mapping[str, Any]], tuple[int, str]] | None = None
+    last_norm: bool = False
 
 
 def read_model(
@@ -66,6 +68,8 @@ def read_model(
         picture = _crop(preprocessor or {})
     tower = read_tower(whole.vision_config, family.run(whole), picture)
     tower = replace(tower, taken=family.taken(whole, tower))
+    if family.last_norm:
+        tower = replace(tower, fixed=tower.fixed + tower.norm * tower.dim)
     connector = family.connector(whole, tower, text)
     if tower.taken % connector.merge:
         raise UserError(f"{tower.taken} features cannot be merged by {connector.merge}: the config does not fit itself")
@@ -185,6 +189,18 @@ def _merger(c: Any, tower: Tower, text: Text) -> Connector:
     return Connector(merge, linears, selects_first=False, copies=1 + levels, norms=norms)
 
 
+def _paligemma(c: Any, tower: Tower, text: Text) -> Connector:
+    return Connector(1, (Linear(tower.dim, c.projection_dim),), selects_first=True)
+
+
+def _gemma3(c: Any, tower: Tower, text: Text) -> Connector:
+    """Squares of patches are averaged before the choice; a norm and a product follow it."""
+    merge, rest = divmod(tower.taken, c.mm_tokens_per_image)
+    if rest:
+        raise UserError(f"{tower.taken} patches do not make mm_tokens_per_image {c.mm_tokens_per_image} averages")
+    return Connector(merge, (Linear(tower.dim, text.hidden, bias=False),), selects_first=True, norms=tower.dim)
+
+
 _INTERNVL_TILES = 12  # default of its image processor
 
 FAMILIES: dict[str, Family] = {
@@ -195,4 +211,6 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(_internvl, _tap, _llava_taken, _internvl_crops),
     "qwen2_5_vl": Family(_merger),
     "qwen3_vl": Family(_merger),
+    "paligemma": Family(_paligemma, last_norm=True),
+    "gemma3": Family(_gemma3, last_norm=True),
 }

@@ -12,15 +12,21 @@ from svdprune.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class _Parts:
-    """Where a language model has biases, and whether it normalises queries and keys."""
+    """Where a language model has biases, whether it normalises queries and keys, and how many norms a layer has.
+
+    `windowed`: whether its `sliding_window` is that of every layer. Where it is that of some, attention is counted as
+    if none had one: so it is, for prompts no longer than the window.
+    """
 
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    norms: int = 2
+    windowed: bool = True
 
 
-# All are grouped-query attention with a gated MLP and two norms a layer; what differs is here.
+# All are grouped-query attention with a gated MLP; what differs is here.
 TEXTS: dict[str, Callable[[Any], _Parts]] = {
     "llama": lambda c: _Parts(c.attention_bias, c.attention_bias, c.mlp_bias),
     "mistral": lambda _: _Parts(),
@@ -28,6 +34,9 @@ TEXTS: dict[str, Callable[[Any], _Parts]] = {
     "qwen2_5_vl_text": lambda _: _Parts(qkv_bias=True),
     "qwen3": lambda c: _Parts(c.attention_bias, c.attention_bias, qk_norm=True),
     "qwen3_vl_text": lambda c: _Parts(c.attention_bias, c.attention_bias, qk_norm=True),
+    "gemma": lambda c: _Parts(c.attention_bias, c.attention_bias),
+    "gemma2": lambda c: _Parts(c.attention_bias, c.attention_bias, norms=4, windowed=False),
+    "gemma3_text": lambda c: _Parts(c.attention_bias, c.attention_bias, qk_norm=True, norms=4, windowed=False),
 }
 
 
@@ -55,6 +64,6 @@ def read_text(config: Any, tied: bool) -> Text:
         qkv_bias=parts.qkv_bias,
         output_bias=parts.output_bias,
         mlp_bias=parts.mlp_bias,
-        layer_extra=2 * head_dim if parts.qk_norm else 0,
-        window=getattr(config, "sliding_window", None),
+        layer_extra=(2 * head_dim if parts.qk_norm else 0) + (parts.norms - 2) * config.hidden_size,
+        window=getattr(config, "sliding_window", None) if parts.windowed else None,
     )

@@ -58,6 +58,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "text_config": {**QWEN, "model_type": "qwen3_vl_text", "head_dim": 12, "rope_parameters": ROPE},
         "tie_word_embeddings": True,
     },
+    "paligemma": {
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+        "text_config": {**LLAMA, "model_type": "gemma", "head_dim": 16},
+        "projection_dim": 48,
+    },
+    "paligemma on Gemma 2": {
+        "model_type": "paligemma",
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+        "text_config": {**LLAMA, "model_type": "gemma2", "head_dim": 16},
+        "projection_dim": 48,
+    },
+    "gemma3": {
+        "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+        "text_config": {**LLAMA, "model_type": "gemma3_text", "head_dim": 16},
+        "mm_tokens_per_image": 4,
+    },
 }  # fmt: skip
 for _name, _config in CONFIGS.items():
     _config.setdefault("model_type", _name)

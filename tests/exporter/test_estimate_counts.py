@@ -99,7 +99,9 @@ def test_flops_of_clip_are_those_that_torch_counts(name: str, shape: dict[str, A
     assert flops(vision_work(mine.tower, 2, format_of("fp16"))) == counted(lambda: tower(pixels))
 
 
-@pytest.mark.parametrize("name", ["llava with SigLIP", "llava with DINOv2", "internvl", "idefics3", "smolvlm"])
+@pytest.mark.parametrize(
+    "name", ["llava with SigLIP", "llava with DINOv2", "internvl", "idefics3", "smolvlm", "paligemma", "gemma3"]
+)
 def test_flops_of_towers_of_fixed_size_and_their_connectors(name: str) -> None:
     whole, mine = built(name, "cpu"), model_of(name)
     form = format_of("fp16")
