@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +112,65 @@ def test_whole_pictures_and_tiles_are_not_mixed_up() -> None:
     settings = ImageSettings.from_json(json.loads(json.dumps(content)))
     with pytest.raises(UserError, match="cuts a picture into tiles"):
         preprocess(Image.new("RGB", (8, 4)), settings)
+
+
+INTERNVL = {"kind": "internvl", "tile": 4, "side": 2, "least": 1, "most": 6}
+IDEFICS3 = {
+    "kind": "idefics3", "tile": 4, "side": 2, "longest": 8, "split": True,
+    "cells": [[[9, 11], [9, 12]], [[9, 21], [9, 22]]], "line": [5], "whole": [6, 9, 7], "alone": [9, 7], "end": [9],
+}  # fmt: skip
+
+
+def grey(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.arange(width * height, dtype=np.uint8).reshape(height, width)).convert("RGB")
+
+
+def test_internvl_takes_the_grid_of_the_nearest_shape_and_the_whole() -> None:
+    tiling = tiling_of(INTERNVL)
+    assert (tiling.limits, tiling.most_tokens, tiling.marks_with(9)) == ((1, 7, 7), 28, 0)
+    for size, tiles, grids in (
+        ((40, 13), 4, [(2, 6), (2, 2)]),
+        ((12, 13), 5, [(4, 4), (2, 2)]),  # of equally near grids one that the picture fills
+        ((5, 5), 1, [(2, 2)]),  # not four tiles for less than two tiles' pixels
+        ((1, 99), 7, [(12, 2), (2, 2)]),
+    ):
+        made = tiling.cut(grey(*size), 3)
+        assert len(made.pixels) == tiles
+        assert [view.grid for view in made.views] == grids
+        assert made.total == len(made.places) == 4 * tiles
+    made = tiling.cut(grey(40, 13), 3)
+    np.testing.assert_array_equal(np.concatenate(list(made.pixels[:3]), 1), made.views[0].pixels)
+    np.testing.assert_array_equal(
+        made.views[0].part(np.arange(16), np.array([4]))[0], [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
+    )
+
+
+def test_idefics3_writes_its_tokens_around_the_tiles() -> None:
+    tiling = tiling_of(IDEFICS3)
+    assert (tiling.limits, tiling.most_tokens) == ((3, 5, 5), 20)
+    assert tiling.marks_with(1) == 2 + 1 + 3 + 1
+    wide, square = tiling.cut(grey(40, 13), 1), tiling.cut(grey(9, 9), 1)
+    text = np.zeros(square.total, np.int64)
+    text[square.marks[:, 0]] = square.marks[:, 1]
+    first, second = [9, 11, *[0] * 4, 9, 12, *[0] * 4, 5], [9, 21, *[0] * 4, 9, 22, *[0] * 4]
+    assert text.tolist() == [*first, *second, 6, 9, 7, *[0] * 4, 9]
+    assert (wide.total, len(wide.pixels)) == (2 * 6 + 3 + 4 + 1, 3)
+    alone = tiling_of({**IDEFICS3, "split": False, "cells": []})
+    assert alone.limits == (1, 1, 1)
+    assert alone.cut(grey(40, 13), 1).marks[:, 1].tolist() == [9, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({**INTERNVL, "most": 0}, "below its `least`"),
+        ({**INTERNVL, "tile": 0}, "sizes below 1"),
+        ({**INTERNVL, "thumbnail": True}, "tiling.thumbnail is not known"),
+        ({**IDEFICS3, "longest": 0}, "must be 1 or more"),
+        ({**IDEFICS3, "longest": 12}, "no tokens for a grid of 3 x 3"),
+        ({**IDEFICS3, "line": 5}, "tiling.line must be a list"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(BundleError, match=said):
+        tiling_of(settings)
