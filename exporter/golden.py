@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -216,5 +217,5 @@ def write_golden(
     if vision.deepstack is not None:
         arrays["deepstack"] = vision.deepstack
     (folder / "case.json").write_text(json.dumps(case, indent=2) + "\n", encoding="utf-8")
-    np.savez(folder / "arrays.npz", **arrays)
+    np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own options
     return GoldenInfo("golden/image.png", "golden/case.json", "golden/arrays.npz")

@@ -71,8 +71,8 @@ def reference_tiles(
     deepstack = None
     if spec.deepstack:
         levels = family.reference_levels(model, pixels, *extras).flatten(0, 1)  # (N * T, L * D)
-        deepstack = family.reference_deepstack(model, levels[sources[torch.arange(len(kept))[:, None], kept, 0]])
-        deepstack = deepstack.float().numpy()
+        stacked = family.reference_deepstack(model, levels[sources[torch.arange(len(kept))[:, None], kept, 0]])
+        deepstack = stacked.float().numpy()
     found = chosen(slots, torch.stack(features).numpy(), kept, scores.numpy(), len(cut.places), deepstack)
     return sight_of(cut, found, embedder(model), marks)
 
