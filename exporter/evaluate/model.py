@@ -115,8 +115,8 @@ class Model(Eyes):
         check_asked(family, spec or family.describe(checkpoint))
         reference = load_reference(checkpoint, report).to(torch.device(device))
         super().__init__(checkpoint, where, device, next(reference.parameters()).dtype, spec)
-        self.language: Any = cast(Any, reference).model.language_model
-        self.head: Any = reference.lm_head
+        self.language: Any = cast(Any, reference).get_decoder()
+        self.head: Any = cast(Any, reference).get_output_embeddings()
         self.text = _text(checkpoint, self.family)
         self.eos = _ends(checkpoint)
         self.axes = decoder_config(checkpoint.config["text_config"], self.spec.deepstack, self.spec.mask).position_axes

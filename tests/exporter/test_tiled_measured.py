@@ -20,16 +20,21 @@ from svdprune.exporter.calibrate.keep import Asked, Examination
 from svdprune.exporter.calibrate.run import Request, calibrate
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.evaluate.contenders import fitting, parse_contenders
+from svdprune.exporter.evaluate.judge import Judge
 from svdprune.exporter.evaluate.model import Eyes, Model
 from svdprune.exporter.evaluate.run import evaluate_model
+from svdprune.exporter.evaluate.seen import View
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
 from svdprune.exporter.families.base import Budget
+from svdprune.exporter.golden import load_reference, reference_answer
 from svdprune.exporter.tiles import described
 from svdprune.runtime import load
 from svdprune.runtime.errors import UserError
+from svdprune.runtime.positions import Layout, picture_places
+from svdprune.runtime.prompt import Pictured
 from svdprune.runtime.verify import verify
-from tests.exporter import tiled_models
+from tests.exporter import gemma_models, qwen_models, shuffled_models, tiled_models
 from tests.exporter.test_tiled_families import SAVES, SIZES, picture, unpruned
 
 LIMIT, KEEP = 3, 8
@@ -233,3 +238,50 @@ def _blind(self: Any, picture: Asked) -> Any:
     examination: Examination = self._examination
     view = examination.model.view(picture.seen, np.arange(4), "compact")
     return dataclasses.replace(view, rows=torch.zeros_like(view.rows))
+
+
+OTHERS = {
+    "smolvlm": shuffled_models.save_smolvlm,
+    "internvl": shuffled_models.save_internvl,
+    "qwen2_5_vl": qwen_models.save_qwen2_5,
+}
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_the_judge_says_what_transformers_says_in_every_family(family: str, tmp_path: Path) -> None:
+    """Rows between tiles, text around them, positions of three axes: views of different lengths in one batch."""
+    checkpoint = Checkpoint(OTHERS[family](tmp_path / family))
+    model = Model(checkpoint, family)
+    reference = load_reference(checkpoint, lambda note: None)
+    seen = model.see(picture((96, 64)))
+    prompts = [model.prompt(question) for question in ("What is it?", "How many objects are there in the picture?")]
+    few = [np.array([0, seen.count // 2, seen.count - 1]), np.array([1, 2, 3, 4])]
+    views = [model.view(seen, kept, policy) for kept in few for policy in ("compact", "original")]
+    whole = model.whole(seen)
+    judge = Judge(model, LIMIT)
+    said = judge.listen(whole, prompts)
+
+    def alone(view: View, prompt: list[int]) -> list[int]:
+        places = picture_places(prompt, model.text.image_token_id, 1)
+        layout = Layout(places, (view.span,), view.positions, model.axes)
+        made = [Pictured(view.span, view.rows.numpy())]
+        ids, stopped, _ = reference_answer(reference, layout, prompt, made, sorted(model.eos), limit=LIMIT)
+        return ids if stopped == "length" else [*ids, -1]
+
+    def cut(ids: list[int]) -> list[int]:
+        return [-1 if token in model.eos else token for token in ids]
+
+    assert [cut(one.ids) for one in said] == [alone(whole, prompt) for prompt in prompts]
+    verdicts = judge.compare(views, prompts, said, [True] * len(prompts))
+    for view, line in zip(views, verdicts, strict=True):
+        assert [cut(one.ids or []) for one in line] == [alone(view, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [(qwen_models.save_qwen3, r"several layers \(DeepStack\)"), (gemma_models.save_gemma3, "see each other")],
+    ids=["qwen3_vl", "gemma3"],
+)
+def test_what_the_judge_cannot_run_is_refused_before_the_weights_are_read(save: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        Model(Checkpoint(save(tmp_path / "model")), "tiny")
