@@ -30,7 +30,7 @@ from svdprune.exporter.selection import parse_keep
 from svdprune.exporter.share import check_engine_graph, open_shared, share_decoder
 from svdprune.exporter.source import Source, locate
 from svdprune.exporter.tiles import MARKS, described, write_marks
-from svdprune.exporter.vision import OPSET
+from svdprune.exporter.tracing import OPSET
 from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
 from svdprune.runtime.bundle import Bundle, write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place

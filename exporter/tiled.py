@@ -103,15 +103,14 @@ def kept_rows(model: ir.Model, found: Candidates, column: ir.Value | None) -> tu
     return tape.op("Gather", [found.flat, index], {"axis": 0}, name="select/gather"), weights
 
 
-def kept_levels(model: ir.Model, found: Candidates, levels: ir.Value, column: ir.Value | None) -> ir.Value:
+def kept_levels(model: ir.Model, found: Candidates, levels: ir.Value, width: int, column: ir.Value | None) -> ir.Value:
     """Levels (G, K, C) of the kept candidates, each of one source, from those of all tokens (N, T, C).
 
     Args:
-        column: as of `kept_rows`.
+        width: C. column: as of `kept_rows`.
     """
     tape = ir.tape.Tape(model.graph)
-    width = levels.shape[2]  # type: ignore[index]
-    flat_shape = tape.initializer(ir.tensor(np.array([-1, int(width)])), name="tiles/levels_shape")
+    flat_shape = tape.initializer(ir.tensor(np.array([-1, width])), name="tiles/levels_shape")
     flat = tape.op("Reshape", [levels, flat_shape], name="tiles/levels")
     first = tape.initializer(ir.tensor(np.asarray(0, np.int64)), name="select/first_source")
     index = tape.op("Gather", [found.sources, first], {"axis": 2}, name="select/level_sources")  # (G, S)

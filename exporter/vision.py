@@ -10,12 +10,9 @@ from, as in `encoder.layers.3.self_attn.q_proj/MatMul_60`.
 
 from __future__ import annotations
 
-import ast
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,8 +25,8 @@ from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.graft import graft
 from svdprune.exporter.selection import SelectorConfig, selector_model
 from svdprune.exporter.tiled import candidates, joined, kept_levels, kept_rows, mask_scores
+from svdprune.exporter.tracing import traced
 
-OPSET = 18
 EXTERNAL_ABOVE = 64 << 20  # bytes of weights beyond which they go into a file of their own, written piece by piece
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -79,7 +76,7 @@ def build_vision(
     """
     dtype = DTYPES[precision]
     report("tracing the vision encoder")
-    part = family.encoder(checkpoint).to(dtype)
+    part: Any = family.encoder(checkpoint).to(dtype)
     if hasattr(part, "pictures"):
         part.pictures = spec.pictures
     encoder = Normalised(part, spec, raw, selector.needs_cls_attention)
@@ -88,7 +85,7 @@ def build_vision(
     outputs = ["tokens", *(["cls_attention"] if selector.needs_cls_attention else [])]
     outputs += ["levels"] if spec.deepstack else []
     extras = {name: torch.zeros(2, *rest) for name, rest in spec.extras.items()}
-    model = _traced(encoder, {"pixels": pixels, **extras}, outputs)
+    model = traced(encoder, {"pixels": pixels, **extras}, outputs)
     del encoder, part
     if raw:
         _cast_first(model)
@@ -130,7 +127,7 @@ def build_vision(
             else ir.tape.Tape(model.graph).op("GatherND", [tokens, column], {"batch_dims": 1}, name="select/gather")
         )
     report("tracing the projector")
-    projector = _traced(
+    projector = traced(
         family.projector(checkpoint).to(dtype),
         {"rows": torch.zeros(2, keep * (1 if tiles is None else tiles.sources), spec.channels, dtype=dtype)},
         ["features"],
@@ -143,7 +140,8 @@ def build_vision(
     deepstack = None
     if levels is not None and found is not None:
         report("tracing the mergers of the levels")
-        deepstack = _deepstack(model, checkpoint, family, spec, kept_levels(model, found, levels, column), keep, dtype)
+        rows = kept_levels(model, found, levels, spec.deepstack * spec.channels, column)
+        deepstack = _deepstack(model, checkpoint, family, spec, rows, keep, dtype)
     _declare(model, features, kept, scores, deepstack, keep, spec)
     return model
 
@@ -161,7 +159,7 @@ def _deepstack(
     mergers = family.deepstack(checkpoint)
     assert mergers is not None  # the spec says that there are levels
     width = spec.deepstack * spec.channels
-    part = _traced(mergers.to(dtype), {"rows": torch.zeros(2, keep, width, dtype=dtype)}, ["deepstack"])
+    part = traced(mergers.to(dtype), {"rows": torch.zeros(2, keep, width, dtype=dtype)}, ["deepstack"])
     made = graft(model, part, {"rows": rows}, "projector/deepstack")["deepstack"]
     if dtype == torch.float32:
         return made
@@ -228,60 +226,6 @@ def _declare(
         out = tape.op("Identity", [value], name=f"outputs/{name}") if shared else value
         out.name, out.dtype, out.shape = name, dtype, ir.Shape([batch, *rest])
         model.graph.outputs.append(out)
-
-
-def _traced(module: nn.Module, examples: Mapping[str, torch.Tensor], outputs: list[str]) -> ir.Model:
-    """Trace a module whose inputs have the names of `examples`, which share their first axis, the batch."""
-    batch = torch.export.Dim("batch", min=1)
-    # What a module takes as `*extras` is one argument to torch.export, a tuple.
-    first, *more = ({0: batch} for _ in examples)
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(examples.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(examples),
-            output_names=outputs,
-            dynamic_shapes=(first, tuple(more)) if more else (first,),
-            verbose=False,
-            external_data=True,
-        )
-    assert program is not None
-    model: ir.Model = program.model
-    modules = {name for name, _ in module.named_modules()}
-    for node in model.graph:
-        node.name = _named(node, modules)
-        node.metadata_props.clear()  # source lines and stack traces of this machine have no place in a shipped graph
-        node.doc_string = None
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    model.metadata_props.clear()
-    return model
-
-
-def _named(node: ir.Node, modules: set[str]) -> str:
-    """The node's own name after the path of the innermost module that it was traced in."""
-    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    path = next((scope for scope in reversed(scopes[:-1]) if scope in modules), "").removeprefix("encoder.")
-    leaf = (node.name or node.op_type).removeprefix("node_")
-    return f"{path}/{leaf}" if path else leaf
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's exporter speaks at length of things its user cannot change."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=DeprecationWarning)
-            warnings.simplefilter("ignore", category=FutureWarning)
-            warnings.simplefilter("ignore", category=UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
