@@ -42,7 +42,7 @@ class _Parts:
     unread: tuple[str, ...] = ()
 
 
-_GEMMA3_UNREAD = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+_GEMMA3_UNREAD = ("attn_logit_softcapping", "final_logit_softcapping")
 _ARCHITECTURES: dict[str, Callable[[Any], _Parts]] = {
     "llama": lambda c: _Parts(c.attention_bias, c.attention_bias, c.mlp_bias),
     "mistral": lambda _: _Parts(),
@@ -123,20 +123,10 @@ def decoder_config(text_config: dict[str, Any], deepstack: int = 0, mask: Mask =
         UserError: an architecture or an option that the decoder graph does not have, or values that transformers
             refuses.
     """
-    model_type = text_config.get("model_type")
-    if model_type not in _ARCHITECTURES:
-        raise UserError(
-            f"the language model is of type {model_type!r}; the decoder export knows: {', '.join(SUPPORTED)}"
-        )
-    try:
-        config = AutoConfig.for_model(**text_config)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the text_config of config.json is not a valid {model_type} configuration: {reason}"
-        ) from error
-    parts = _ARCHITECTURES[model_type](config)
+    config, parts = _read(text_config)
     _refuse_unsupported(config, parts, deepstack)
+    if getattr(config, "use_bidirectional_attention", None) and mask != "prefix":  # PaliGemma sets it, for its prefix
+        raise _refusal(config, "rows that all see each other (use_bidirectional_attention)")
     kinds = _layer_kinds(config)
     tables = rotary_tables(config, kinds)
     names, head_dim = list(tables), _head_dim(config)
@@ -171,6 +161,30 @@ def decoder_config(text_config: dict[str, Any], deepstack: int = 0, mask: Mask =
         deepstack=deepstack,
         mask=mask,
     )
+
+
+def decoder_context(text_config: dict[str, Any]) -> int:
+    """Positions that the model was made for: `decoder_config`'s, without the tables, and what it raises."""
+    config, parts = _read(text_config)
+    _refuse_unsupported(config, parts, 0)
+    return int(config.max_position_embeddings)
+
+
+def _read(text_config: dict[str, Any]) -> tuple[Any, _Parts]:
+    """The configuration as transformers understands it, and what its architecture has."""
+    model_type = text_config.get("model_type")
+    if model_type not in _ARCHITECTURES:
+        raise UserError(
+            f"the language model is of type {model_type!r}; the decoder export knows: {', '.join(SUPPORTED)}"
+        )
+    try:
+        config = AutoConfig.for_model(**text_config)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the text_config of config.json is not a valid {model_type} configuration: {reason}"
+        ) from error
+    return config, _ARCHITECTURES[model_type](config)
 
 
 def _head_dim(config: PretrainedConfig) -> int:
@@ -214,4 +228,8 @@ def _refuse_unsupported(config: PretrainedConfig, parts: _Parts, deepstack: int)
     ]
     for present, what in problems:
         if present:
-            raise UserError(f"the decoder export cannot express this {config.model_type} model: {what}")
+            raise _refusal(config, what)
+
+
+def _refusal(config: PretrainedConfig, what: str) -> UserError:
+    return UserError(f"the decoder export cannot express this {config.model_type} model: {what}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svdprune.exporter.decoder.config import decoder_config
+from svdprune.exporter.decoder.config import decoder_context
 from svdprune.exporter.rules import DECODER_OPERATORS, releases_with
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.targets import Release, Target
@@ -47,7 +47,7 @@ def plan_engine(target: Target, wanted: str, rows: int | None, text_config: dict
     able = releases_with(target, DECODER_OPERATORS)
     lacking = [release for release in target.releases if release not in able]
     if wanted == "auto" and able:
-        context = decoder_config(text_config).context
+        context = decoder_context(text_config)
         if rows is not None:
             check_cache(rows, context, keep)
         return EnginePlan(rows or default_cache(context, keep), _note(lacking) if lacking else None, able)

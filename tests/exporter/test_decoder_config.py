@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
-from svdprune.exporter.decoder.config import DecoderConfig, decoder_config
+from svdprune.exporter.decoder.config import DecoderConfig, decoder_config, decoder_context
+from svdprune.runtime.errors import UserError
 
 HUB: dict[str, dict[str, Any]] = {  # as released, sizes of the tables apart
     "qwen2_5_vl": {
@@ -71,6 +73,15 @@ def test_released_configurations_are_read() -> None:
     torch.testing.assert_close(local.cos[1, 0], torch.tensor(1.0).cos())
     assert gemma.sandwich
     assert gemma.attention_scale is None  # that of the head size
+
+
+def test_the_context_is_told_without_the_tables() -> None:
+    """As PaliGemma's configuration is saved, and before anything tells that it has a prefix."""
+    saved = HUB["paligemma"] | {"use_bidirectional_attention": True}
+    assert decoder_context(saved) == 8192
+    assert decoder_config(saved | {"max_position_embeddings": 64}, mask="prefix").mask == "prefix"
+    with pytest.raises(UserError, match="cannot express this gemma model: rows that all see each other"):
+        decoder_config(saved)
 
 
 def test_a_window_as_long_as_the_context_is_none() -> None:

@@ -38,6 +38,7 @@ from tests.exporter.decoder_models import SIZES, TEXT, exported_greedy, load, ma
             {"model_type": "qwen3_vl_text", "rope_parameters": {"rope_theta": 1e4, "mrope_section": [4, 2, 1]}},
             "must share out 8 columns",
         ),
+        ({"model_type": "gemma", "head_dim": 16, "use_bidirectional_attention": True}, "all see each other"),
         ({"model_type": "gemma3_text", "head_dim": 16, "attn_logit_softcapping": 50.0}, "does not read"),
         ({"num_key_value_heads": 3}, "multiple of key-value heads"),
         ({"head_dim": 12}, "head size of 12"),
