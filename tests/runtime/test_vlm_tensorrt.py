@@ -101,6 +101,19 @@ def test_an_earlier_picture_can_be_asked_about_later(built: Built) -> None:
         vlm.see(tiny.picture())
 
 
+@pytest.mark.parametrize("policy", ["compact", "original"])
+def test_several_pictures_go_to_the_decoder_in_place(built: Built, policy: str) -> None:
+    path, cuda, _ = built()
+    reference = load(path, threads=1, positions=policy)
+    pictures = [tiny.picture(seed) for seed in range(3)]
+    wanted = reference.ask(pictures, "What?", max_new_tokens=6)
+    with load(path, "tensorrt", "tensorrt", positions=policy) as vlm:
+        sights = vlm.see_all(pictures)
+        cuda.copies.clear()
+        assert vlm.ask(sights, "What?", max_new_tokens=6).token_ids == wanted.token_ids
+        assert cuda.copies["DeviceToDevice"] == 3 * tiny.KEEP * tiny.HIDDEN * 4
+
+
 def test_one_answer_after_another_allocates_nothing(built: Built) -> None:
     path, cuda, _ = built()
     with load(path, "tensorrt", "tensorrt") as vlm:
