@@ -162,7 +162,7 @@ def test_answers_are_those_of_transformers_given_the_kept_tokens(
             suffix = torch.zeros_like(types[:, :1]) if name == "gemma3" else torch.ones_like(types[:, :1])
             types, position = torch.cat([types, suffix], 1), torch.cat([position, position[:, -1:] + 1], 1)
     assert answer.token_ids == wanted
-    np.testing.assert_allclose(logits, first[0], atol=2e-4)
+    np.testing.assert_allclose(logits, first[0], atol=2e-5)
 
 
 def test_the_mask_is_the_models(name: str, pruned: Path) -> None:
@@ -176,7 +176,8 @@ def test_the_mask_is_the_models(name: str, pruned: Path) -> None:
         place = ids.index(manifest.processor.image_token_id)
         rows = np.concatenate([vlm.embed(ids[:place]), features, vlm.embed(ids[place + 1 :])])
         causal = vlm.decoder.start().append(rows, np.arange(len(rows)))
-        assert np.abs(causal - vlm.first_logits(sight, QUESTION)).max() > 0.05
+        ours = vlm.first_logits(sight, QUESTION)
+        assert np.abs(causal - ours).max() > 0.02 * np.abs(ours).max()
 
 
 def test_the_bundle_replays_its_golden_case(pruned: Path) -> None:
