@@ -32,7 +32,8 @@ def unpruned_graph(vision: Path, out: Path) -> Path:
         out: where to write; its folder must exist.
 
     Returns:
-        ``out``: the same input, the one output ``features`` float32 [B, T, H].
+        ``out``: the same inputs, the output ``features`` float32 [B, T, H], and ``deepstack`` [B, L, T, H] where the
+        graph has levels.
 
     Raises:
         UserError: ``out`` is the graph itself.
@@ -83,14 +84,16 @@ def unpruned_model(vision: Path) -> Any:
             _replace_input(graph, node.output[0], node.input[0])
             # A later gather by what this one gave - the sources of the kept tokens - is no choice any more.
             touched = _after(graph.node, {"kept_indices"})
-    needed = _before(graph.node, {"features"})
+    wanted = {"features", "deepstack"} & set(outputs)
+    needed = _before(graph.node, wanted)
     if needed & {"kept_indices"}:
         raise BundleError(f"{vision} makes its features with kept_indices in a way that cannot be taken out")
     _keep(graph.node, lambda node: bool(needed & set(node.output)))
     _keep(graph.initializer, lambda tensor: tensor.name in needed)
     _keep(graph.value_info, lambda value: value.name in needed - after)  # those after the gather have K for T
-    _keep(graph.output, lambda value: value.name == "features")
-    graph.output[0].type.tensor_type.shape.dim[1].dim_value = tokens
+    _keep(graph.output, lambda value: value.name in wanted)
+    for value in graph.output:
+        value.type.tensor_type.shape.dim[-2].dim_value = tokens
     _check_shapes(onnx, model, vision, tokens)
     return model
 

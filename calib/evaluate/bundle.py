@@ -68,13 +68,14 @@ class Unpruned:
         fed = prepare(image, vlm.settings, vlm.manifest)
         assert fed.cut is not None and fed.slots is not None  # of a bundle with tiles
         names = [value.name for value in self._session.get_inputs()]
-        (features,) = self._session.run(["features"], {name: fed.inputs[name] for name in names})
-        if not np.isfinite(features).all():
+        made = ["features", "deepstack"] if vlm.manifest.vision.deepstack else ["features"]
+        features, *levels = self._session.run(made, {name: fed.inputs[name] for name in names})
+        if not all(np.isfinite(values).all() for values in (features, *levels)):
             raise NumericalError("the unpruned features hold NaN or infinity: export with --precision fp32")
         groups, slots = fed.slots.candidates.shape
         everything = np.tile(np.arange(slots), (groups, 1))
         scores = np.zeros((groups, slots), np.float32)
-        found = chosen(fed.slots, features, everything, scores, len(fed.cut.places))
+        found = chosen(fed.slots, features, everything, scores, len(fed.cut.places), *levels)
         return sight_of(fed.cut, found, vlm.embed, vlm.marks)
 
 
@@ -115,8 +116,8 @@ def evaluate_bundle(
 ) -> Report:
     """The bundle's answers, and the unpruned ones by the same decoder and weights.
 
-    Where onnx is missing, or the decoder takes features of several layers, the unpruned model cannot be run: on
-    labelled data the report then holds the bundle's accuracy alone and says so.
+    Where onnx is missing, the unpruned model cannot be run: on labelled data the report then holds the bundle's
+    accuracy alone and says so.
 
     Raises:
         UserError: too few usable pictures, or neither labels nor an unpruned model.
@@ -134,11 +135,8 @@ def evaluate_bundle(
     with tempfile.TemporaryDirectory() as folder:
         unpruned = None
         try:
-            if info.deepstack:
-                missing = "features of several layers (DeepStack) are not run without pruning"
-            else:
-                unpruned = Unpruned(vlm, Path(folder), threads)
-                outcomes[whole] = [[]]
+            unpruned = Unpruned(vlm, Path(folder), threads)
+            outcomes[whole] = [[]]
         except MissingDependency as error:
             missing = str(error)
         outcomes[own] = [[]]

@@ -92,14 +92,16 @@ def _runner(vlm: Vlm, name: str, opened: Callable[[], AbstractContextManager[Cal
 
 def _pruned(vlm: Vlm, feed: Feed) -> Mapping[str, AnyArray]:
     output = vlm.vision.encode(feed["pixels"], slots=slots_of(feed))
-    return {"features": output.features, "kept_indices": output.kept_indices, "scores": output.scores}
+    made = {"features": output.features, "kept_indices": output.kept_indices, "scores": output.scores}
+    return made if output.deepstack is None else {**made, "deepstack": output.deepstack}
 
 
 @contextmanager
 def _unpruned(vlm: Vlm, folder: Path, threads: int | None) -> Iterator[Call]:
     graph = unpruned_graph(vlm.bundle.file(vlm.manifest.vision.file), folder / "unpruned.onnx")
     session: Any = open_session(graph, threads, CPU)
-    yield lambda feed: {"features": session.run(["features"], dict(feed))[0]}
+    names = [value.name for value in session.get_outputs()]
+    yield lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
 def _silent(step: str, share: float | None) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from svdprune.calib.evaluate.bundle import Unpruned
 from svdprune.exporter.build_script import vision_command
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
@@ -304,6 +305,19 @@ def test_an_unpruned_answer_is_that_of_the_whole_model(folder: Path, model: Any,
             **inputs,
         )
     assert answer.token_ids == made[0, prompt.shape[1] :].tolist()
+
+
+def test_without_its_selection_the_graph_gives_every_row_and_level(
+    folder: Path, model: Any, bundle: Path, tmp_path: Path
+) -> None:
+    image = picture((61, 43))
+    with load(bundle) as vlm:
+        sight = Unpruned(vlm, tmp_path).see(image, vlm.see(image))
+    rows, levels, _ = unpruned(model, folder, image)
+    np.testing.assert_allclose(sight.features, rows.numpy(), atol=1e-4)
+    assert (levels is None) == (sight.deepstack is None)
+    if levels is not None and sight.deepstack is not None:
+        np.testing.assert_allclose(sight.deepstack, levels.numpy(), atol=1e-4)
 
 
 def test_the_bundle_replays_its_golden_case(name: str, bundle: Path) -> None:
