@@ -36,8 +36,23 @@ def test_canonical_names(old: str, new: str) -> None:
     assert canonical_name("model." + old) == new or old == "language_model.lm_head.weight"
 
 
+@pytest.mark.parametrize(
+    ("other", "ours"),
+    [
+        ("model.text_model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+        ("model.vision_model.post_layernorm.bias", "model.vision_tower.post_layernorm.bias"),
+        ("model.connector.modality_projection.proj.weight", "model.connector.modality_projection.proj.weight"),
+        ("visual.blocks.0.norm1.weight", "model.visual.blocks.0.norm1.weight"),
+        ("model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+    ],
+)
+def test_parts_that_other_families_name_otherwise(other: str, ours: str) -> None:
+    assert canonical_name(other) == ours
+    assert canonical_name(ours) == ours
+
+
 def test_names_of_no_known_layout_are_left_alone() -> None:
-    for name in ("visual.blocks.0.weight", "vision_tower_2.weight", "lm_head.weight", "my_language_model.model.weight"):
+    for name in ("audio.blocks.0.weight", "vision_tower_2.weight", "lm_head.weight", "my_language_model.model.weight"):
         assert canonical_name(name) == name
 
 
