@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from svdprune.runtime.decoder import row_shapes
 from svdprune.runtime.manifest import DecoderInfo, Manifest, VisionInfo
 from svdprune.runtime.targets import Target
 from svdprune.runtime.traps import parse_version
@@ -203,16 +204,13 @@ def decoder_command(decoder: DecoderInfo, keep: int) -> list[str]:
         raise ValueError("the bundle has no decoder graph for engines")
 
     def shapes(*rows: int) -> list[str]:
-        axes = () if decoder.position_axes == 1 else (decoder.position_axes,)
-        varying: dict[str, list[tuple[int, ...]]] = {
-            "inputs_embeds": [(1, n, decoder.hidden) for n in rows],
-            "position_ids": [(*axes, 1, n) for n in rows],
-        }
-        if decoder.deepstack:
-            varying["deepstack"] = [(decoder.deepstack, 1, n, decoder.hidden) for n in rows]
-        if decoder.mask != "causal":
-            varying["groups"] = [(1, n) for n in rows]
-        return _profile(varying)
+        varying = row_shapes(decoder)
+        return _profile(
+            {
+                name: [tuple(n if size == -1 else size for size in shape) for n in rows]
+                for name, shape in varying.items()
+            }
+        )
 
     likely = min(engine.cache, 2 * keep + 32)  # the picture's tokens, and a question about as long
     # TensorRT-RTX has no attention kernel for a profile of exactly one row: the step's takes two as well.

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from svdprune.runtime.arrays import host_rows, row_count
 from svdprune.runtime.bundle import Bundle
+from svdprune.runtime.decoder import graph_positions, more_inputs, row_shapes
 from svdprune.runtime.decoder.embedding import Embedding
 from svdprune.runtime.engines.build import profiles_of
 from svdprune.runtime.engines.key import BuildOptions, Profile
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.positions import one_picture, picture_place, policy_named, splice
+from svdprune.runtime.positions import policy_named
 from svdprune.runtime.preprocess import ImageSettings, normalise, open_image, preprocess
+from svdprune.runtime.prompt import Run, layout_of, run_of
 from svdprune.runtime.verify_golden import read_golden
 from svdprune.runtime.verify_metrics import VISION_LIMITS, limits_for
 
@@ -99,13 +102,11 @@ def _decoder(bundle: Bundle) -> list[Job]:
         reason = info.engine_refused or "it was exported without one"
         raise UserError(f"{bundle.path} has no decoder graph for engines ({reason}): ask for --part vision")
     embed = Embedding(bundle.file(info.embedding), info.vocab, info.hidden, info.embed_scale)
-    ids = golden.prompt_ids
-    place = picture_place(ids, bundle.manifest.processor.image_token_id)
-    layout = one_picture(place, golden.kept, bundle.manifest.vision.tokens, policy_named(golden.positions))
-    prompt, positions = splice(ids, place, golden.features, embed), layout.span(0, len(ids))
-    token = embed(golden.answer_ids[:1] or [info.eos[0]])
-    varying = {"inputs_embeds": (1, -1, info.hidden), "position_ids": (1, -1)}
-    profiles = profiles_of(bundle, "decoder", BuildOptions(), varying)
+    ids, pictures = golden.prompt_ids, [golden.pictured]
+    layout = layout_of(ids, pictures, policy_named(golden.positions), info, bundle.manifest.processor.image_token_id)
+    prompt = run_of(layout, ids, 0, pictures, embed)
+    step = Run(embed(golden.answer_ids[:1] or [info.eos[0]]), layout.span(len(ids), len(ids) + 1))
+    profiles = profiles_of(bundle, "decoder", BuildOptions(), row_shapes(info))
     cache = (1, info.kv_heads, info.engine.cache, info.head_dim)
     empty = {f"past.{i}.{end}": cache for i in range(info.layers) for end in ("key", "value")}
     notes = (
@@ -113,15 +114,18 @@ def _decoder(bundle: Bundle) -> list[Job]:
         "Whether these tools do depends on their release and was not tried. Needs TensorRT 10.15 or newer.",
     )
     jobs = []
-    for index, (name, title, rows, at, written) in enumerate(
+    count = row_count(prompt.embeds)
+    for index, (name, title, run, written) in enumerate(
         (
-            ("prefill", f"prefill of the golden prompt, {len(prompt)} rows", prompt, positions, 0),
-            ("decode", "one decoding step after it", token, layout.span(len(ids), len(ids) + 1), len(prompt)),
+            ("prefill", f"prefill of the golden prompt, {count} rows", prompt, 0),
+            ("decode", "one decoding step after it", step, count),
         )
     ):
+        rows = host_rows(run.embeds)
         inputs = {
             "inputs_embeds": np.ascontiguousarray(rows[None], np.float32),
-            "position_ids": np.ascontiguousarray(at[None], np.int64),
+            "position_ids": graph_positions(run.positions),
+            **more_inputs(info, len(rows), run.deepstack, run.groups),
             "write_index": np.array([written], np.int64),
         }
         dtype = {"fp16": "float16", "fp32": "float32"}[info.engine.precision]

@@ -162,6 +162,17 @@ def more_inputs(
     return inputs
 
 
+def row_shapes(info: DecoderInfo) -> dict[str, tuple[int, ...]]:
+    """Shapes of those inputs of the decoder graph for engines that hold the new rows, by name; -1 for their count."""
+    axes = () if info.position_axes == 1 else (info.position_axes,)
+    shapes: dict[str, tuple[int, ...]] = {"inputs_embeds": (1, -1, info.hidden), "position_ids": (*axes, 1, -1)}
+    if info.deepstack:
+        shapes["deepstack"] = (info.deepstack, 1, -1, info.hidden)
+    if info.mask != "causal":
+        shapes["groups"] = (1, -1)
+    return shapes
+
+
 def graph_positions(positions: np.ndarray) -> np.ndarray:
     """``position_ids`` of a decoder graph for one sequence: int64 [1, n], or [3, 1, n]."""
     return np.ascontiguousarray(positions[None] if positions.ndim == 1 else positions[:, None], np.int64)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from svdprune.exporter.build_script import build_script, write_build_script
+from svdprune.exporter.build_script import build_script, decoder_command, write_build_script
 from svdprune.runtime.manifest import DecoderEngineInfo, Manifest
 from svdprune.runtime.targets import TARGETS, find_target
 
@@ -250,3 +250,14 @@ def test_help_says_what_it_does(device) -> None:
     ):
         assert words in done.stdout
     assert "set -eu" not in done.stdout
+
+
+def test_trtexec_gets_a_profile_of_every_input_that_some_decoders_have() -> None:
+    made = manifest().decoder
+    plain = decoder_command(made, 8)
+    wide = decoder_command(dataclasses.replace(made, position_axes=3, deepstack=2, mask="picture"), 8)
+    width = made.hidden
+    assert f"--maxShapes=inputs_embeds:1x512x{width},position_ids:1x512" in plain
+    assert (
+        f"--maxShapes=inputs_embeds:1x512x{width},position_ids:3x1x512,deepstack:2x1x512x{width},groups:1x512" in wide
+    )
