@@ -101,10 +101,14 @@ def _facts(manifest: Any, nodes: dict[str, int] | None) -> list[tuple[str, str]]
         ("selector", vision.selector.name + _in_brackets(selector)),
         *([("calibration", ", ".join(calibrated))] if calibrated else []),
         ("positions", manifest.positions),
-        ("picture", f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches"),
+        (
+            "tile" if vision.tiles else "picture",
+            f"{vision.height} x {vision.width} {vision.input}, {vision.grid[0]} x {vision.grid[1]} patches",
+        ),
         *(tile_facts(vision.tiles) if vision.tiles else []),
         ("vision graph", f"{vision.precision}, opset {vision.opset}"),
         *(quantisation_facts(vision.quantisation) if vision.quantisation else []),
+        *([("DeepStack", f"{vision.deepstack} levels beside the features")] if vision.deepstack else []),
         ("selects on", f"hidden state {vision.tap}, {vision.channels} channels"),
         ("vision nodes", parts),
         (
@@ -146,7 +150,8 @@ def _tokens(vision: Any) -> str:
 def tile_facts(tiles: Any) -> list[tuple[str, str]]:
     """How a picture is cut, as lines for a person."""
     of = "a picture" if tiles.budget != "prompt" else f"a prompt of up to {tiles.pictures} pictures"
-    return [("tiles", f"{tiles.least} to {tiles.most} {of} (likely {tiles.likely}), {tiles.per_tile} tokens each")]
+    each = "1 token" if tiles.per_tile == 1 else f"{tiles.per_tile} tokens"
+    return [("tiles", f"{tiles.least} to {tiles.most} {of} (likely {tiles.likely}), {each} each")]
 
 
 def _decoder_for_engines(decoder: Any) -> str:
