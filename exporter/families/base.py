@@ -197,6 +197,9 @@ _MODULES = (  # one file each, in this folder
 )
 
 
+_OTHER_FORMS = {"internvl_chat": "take the same model's checkpoint whose name ends in -hf"}
+
+
 def _families() -> Mapping[str, Family]:
     found: dict[str, Family] = {}
     for module in _MODULES:
@@ -216,6 +219,10 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     families = _families()
     if isinstance(kind, str) and kind in families:
         return families[kind]
+    if isinstance(kind, str) and kind in _OTHER_FORMS:
+        raise UserError(
+            f"{where} has model_type {kind!r}, a form that transformers does not have: {_OTHER_FORMS[kind]}"
+        )
     known = ", ".join(families)
     if "vision_config" not in config:
         raise UserError(

@@ -214,6 +214,11 @@ def test_what_does_not_fit_is_refused_by_name(
         family_of(checkpoint.config, "tiny").describe(checkpoint)
 
 
+def test_internvl_in_its_own_form_is_refused_with_what_to_take() -> None:
+    with pytest.raises(UserError, match="checkpoint whose name ends in -hf"):
+        family_of({"model_type": "internvl_chat", "vision_config": {}}, "OpenGVLab/InternVL3-1B")
+
+
 def test_a_processor_without_tiles_makes_one(folders: Callable[[str], Path], tmp_path: Path) -> None:
     (plain := tmp_path / "internvl").mkdir()
     checkpoint = changed(folders("internvl"), plain, "preprocessor_config.json", max_patches=1)
