@@ -23,12 +23,13 @@ KEEP, TOKENS = 4, 9
 def graph(tiny_llava: Path):
     """The vision graph for a selector, a precision and an input; what torch traces is traced once and copied."""
     traces: dict[tuple[object, ...], onnx.ModelProto] = {}
-    traced = vision._traced
+    traced = vision.traced
 
-    def once(module, example, name, outputs):
-        key = (type(module).__name__, example.dtype, tuple(example.shape), getattr(module, "dtype", None), *outputs)
+    def once(module, examples, outputs):
+        given = tuple((name, example.dtype, tuple(example.shape)) for name, example in examples.items())
+        key = (type(module).__name__, given, getattr(module, "dtype", None), *outputs)
         if key not in traces:
-            traces[key] = ir.to_proto(traced(module, example, name, outputs))
+            traces[key] = ir.to_proto(traced(module, examples, outputs))
         return ir.from_proto(traces[key])
 
     checkpoint = Checkpoint(tiny_llava)
@@ -41,7 +42,7 @@ def graph(tiny_llava: Path):
         return ir.to_proto(vision.build_vision(checkpoint, family, spec, config, keep, precision=precision, raw=raw))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vision, "_traced", once)
+        patch.setattr(vision, "traced", once)
         yield build
 
 
