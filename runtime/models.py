@@ -86,6 +86,8 @@ FAMILIES = (
         "SigLIP in tiles, pixel shuffle; Llama",
         "random",
         "SigLIP-so400m at 384, 17 tiles",
+        (NEWEST,),
+        f"{OLDER} gives each patch but the first of its line the place before its own, by a rounding",
     ),
     ModelFamily(
         "internvl",
