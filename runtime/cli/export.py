@@ -56,8 +56,8 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
     default="leverage",
     show_default=True,
     metavar="NAME",
-    help="Selector put in the graph: leverage (the paper's rule), leverage-grid, leverage-dpp, cls, norm, random, grid, "
-    "maxmin, dpp, none.",
+    help="Selector put in the graph: leverage (the paper's rule), leverage-grid, leverage-dpp, cls, norm, random, "
+    "grid, maxmin, dpp, none.",
 )
 @click.option(
     "--calibration",
