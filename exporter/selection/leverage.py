@@ -41,7 +41,8 @@ def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
         features = op.mul(op.sub(features, mean), present)
     elif task.config.centre:
         features = op.sub(features, op.mean(features, 1))
-    features = _unit(op, features)  # total variance 1, so every squared singular value is a share of it
+    if task.config.variance is not None:
+        features = _unit(op, features)  # total variance 1, so every squared singular value is a share of it
     start = start_block(task)
     basis, small = range_finder(op, features, start, task.config.rounds)  # (B, T, b), (B, b, b)
     columns = start.shape[1]

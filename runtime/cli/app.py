@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import warnings
 from typing import IO, Any
 
@@ -55,7 +54,7 @@ def load_command(name: str) -> click.Command:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("svdprune"), prog_name="svdprune")
+@click.version_option(package_name="svdprune", prog_name="svdprune")
 def group() -> None:
     """Vision-language models with their vision tokens pruned inside the ONNX graph."""
 

@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `svdprune run` draws nothing and must not wait for rich to be imported
+    from rich.console import Console
+    from rich.progress import Progress
+
     from svdprune.runtime.manifest import QuantisationInfo
 
 
@@ -58,6 +57,9 @@ def print_table(
 
     A ``tight`` one has no edge: four columns narrower, and nothing above and below it.
     """
+    from rich import box
+    from rich.table import Table
+
     table = Table(*columns, title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     table.show_edge = table.pad_edge = not tight
     for row in rows:
@@ -67,6 +69,8 @@ def print_table(
 
 def stdout_console() -> Console:
     """A console on stdout as it is now, without markup: values may hold square brackets."""
+    from rich.console import Console
+
     terminal = sys.stdout.isatty()
     return Console(file=sys.stdout, markup=False, highlight=False, width=None if terminal else 200)
 
@@ -80,6 +84,9 @@ class Steps:
     def __init__(self) -> None:
         self._live: Progress | None = None
         if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
             self._live = Progress(
                 SpinnerColumn(finished_text="✓"),
                 BarColumn(bar_width=24),
