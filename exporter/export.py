@@ -176,14 +176,14 @@ def export_model(
             if request.out is not None:
                 check_bundle_place(request.out, request.overwrite)  # before a search of minutes
             selector.check(tokens=spec.tokens, channels=spec.channels, keep=1)
-            beside = TemporaryDirectory(prefix=".svdprune-", dir=_nearest(request.out))
+            scratch = TemporaryDirectory(prefix=".svdprune-", dir=_nearest(request.out))
             found = search_keep(
                 maker,
                 request.model,
                 spec.positions,
                 request.search,
                 request.seed,
-                Path(workshop.enter_context(beside)),
+                Path(workshop.enter_context(scratch)),
                 progress,
                 say,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from svdprune.runtime.bundle import BundleWriter
 from svdprune.runtime.decoder import open_decoder
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.machine import host_memory
+from svdprune.runtime.positions import policy_named
 from svdprune.runtime.vision import open_vision
 from svdprune.runtime.vlm import Vlm
 
@@ -79,7 +81,7 @@ def confirm(
     judged: list[KeepPoint] = []
     for keep in (count for count in curve.grid if count >= curve.keep):
         if keep not in points:
-            points[keep] = examination.at(keep, lambda _, k=keep: progress(f"answers with K = {k}", None))
+            points[keep] = examination.at(keep, partial(_tell, progress, f"answers with K = {keep}"))
             say(told(points[keep]))
         if points[keep].agreement < curve.wished:
             continue
@@ -87,9 +89,8 @@ def confirm(
             file.unlink()
         quantised = maker.write(keep, folder / GRAPH, lambda stage, share: progress(stage, None))
         eyes = GraphEyes(folder / GRAPH, maker, examination)
-        point = examination.point(
-            keep, eyes.view, lambda _, k=keep: progress(f"answers with the exported graph, K = {k}", None)
-        )
+        step = f"answers with the exported graph, K = {keep}"
+        point = examination.point(keep, eyes.view, partial(_tell, progress, step))
         judged.append(point)
         say(f"{told(point)}: the exported vision graph, {maker.precision}")
         if point.agreement >= curve.wished:
@@ -109,6 +110,10 @@ def confirm(
         f"{points[best.keep].agreement:.3f}): lower --agreement"
         + (", or give --precision fp16 or fp32" if maker.plan else "")
     )
+
+
+def _tell(progress: Progress, step: str, share: float) -> None:
+    progress(step, None)
 
 
 def ask_bundle(curve: KeepCurve, held: Held, vlm: Vlm, progress: Progress) -> KeepCurve:
@@ -134,7 +139,7 @@ def ask_bundle(curve: KeepCurve, held: Held, vlm: Vlm, progress: Progress) -> Ke
                 outcomes.append(Outcome(number, question.kind, score, None, float(same), matched / len(said.ids), kl))
         except NumericalError as error:
             raise NumericalError(f"{picture.name}: {error}") from error
-    point = point_of(curve.keep, curve.positions, outcomes)
+    point = point_of(curve.keep, policy_named(curve.positions), outcomes)
     return dataclasses.replace(curve, decoder=vlm.manifest.decoder.precision, bundle=point)
 
 
