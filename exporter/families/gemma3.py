@@ -69,13 +69,14 @@ class Gemma3(Plain):
         """See `Family`: the template writes the token that begins a picture, the processor what stands around it."""
         tokenizer, config = read_tokenizer(checkpoint), checkpoint.config
         begin = config.get("boi_token_index", _BEGIN)
-        ids = (begin, image_token(checkpoint), config.get("eoi_token_index", _END))
-        tokens = [tokenizer.id_to_token(token) for token in ids]
-        if None in tokens:
-            raise UserError(
-                f"the tokenizer of {checkpoint.folder} has no token {ids[tokens.index(None)]}, which config.json puts "
-                "around pictures"
-            )
+        tokens: list[str] = []
+        for number in (begin, image_token(checkpoint), config.get("eoi_token_index", _END)):
+            token = tokenizer.id_to_token(number)
+            if token is None:
+                raise UserError(
+                    f"the tokenizer of {checkpoint.folder} has no token {number}, which config.json gives to pictures"
+                )
+            tokens.append(token)
         return tokens[0], f"\n\n{''.join(tokens)}\n\n"
 
     def reference_tokens(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
