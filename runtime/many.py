@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -98,8 +98,9 @@ def _encode(vlm: Vlm, group: _Group) -> _Group:
         for _, question in group.requests:
             vlm.text.check_question(question)
         alone = vlm.manifest.vision.tiles is None and len(group.requests) > 1
-        if alone and all(_is_one_picture(images) for images, _ in group.requests):
-            group.sights = [[sight] for sight in _see_together(vlm, [images for images, _ in group.requests])]
+        single = [images for images, _ in group.requests if _is_one_picture(images)]
+        if alone and len(single) == len(group.requests):
+            group.sights = [[sight] for sight in _see_together(vlm, single)]
             return group
     except SvdpruneError:
         group.sights.clear()  # one of them cannot be used: one by one it shows which
@@ -112,7 +113,7 @@ def _encode(vlm: Vlm, group: _Group) -> _Group:
     return group
 
 
-def _is_one_picture(images: Pictures) -> bool:
+def _is_one_picture(images: Pictures) -> TypeGuard[ImageSource]:
     return not isinstance(images, (list, tuple, Sight))
 
 
