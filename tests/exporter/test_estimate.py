@@ -67,12 +67,16 @@ def test_tokens_of_every_family() -> None:
     assert tokens == {
         "llava": 16,
         "llava with SigLIP": 16,
+        "llava with DINOv2": 16,
         "llava_next": 5 * 16,  # the picture whole and its four tiles
         "idefics3": 4,
         "smolvlm": 1,
         "internvl": 4,
         "qwen2_5_vl": 8,
         "qwen3_vl": 8,
+        "paligemma": 16,
+        "paligemma on Gemma 2": 16,
+        "gemma3": 4,
     }
 
 
