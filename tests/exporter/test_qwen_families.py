@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from svdprune.runtime.targets import RELEASES
 from svdprune.runtime.tiling import tiling_of
 from svdprune.runtime.traps import TENSORRT_RTX
 from svdprune.runtime.verify import verify
+from svdprune.runtime.vlm import Vlm
 from tests.exporter import qwen_models
 from tests.exporter.qwen_models import MOST, TOKEN
 
@@ -67,9 +68,17 @@ def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All tokens kept."""
-    return with_vision(folder, bundle, tmp_path_factory.mktemp("bundles") / "whole", name="none")
+def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Vlm, Unpruned]]:
+    """The bundle, and its graph without the selection, which gives all rows and levels."""
+    with load(bundle, positions="original") as vlm:
+        yield vlm, Unpruned(vlm, tmp_path_factory.mktemp("unpruned"))
+
+
+@pytest.fixture(scope="module")
+def larger(folder: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For pictures four times as large, and one budget of twelve over two of them."""
+    out = tmp_path_factory.mktemp("bundles") / "larger"
+    return with_vision(folder, bundle, out, keep=12, max_pixels=4 * MOST * TOKEN**2, pictures=2)
 
 
 def with_vision(
@@ -143,12 +152,12 @@ def test_the_pixels_are_those_of_the_processor(folder: Path, size: tuple[int, in
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_all_tokens_kept_are_the_rows_of_transformers(
-    folder: Path, model: Any, whole: Path, size: tuple[int, int]
+    folder: Path, model: Any, whole: tuple[Vlm, Unpruned], size: tuple[int, int]
 ) -> None:
     """Resizing, windows, rotary and learned positions, masks, mergers, DeepStack and M-RoPE at once."""
     image = picture(size)
-    with load(whole) as vlm:
-        sight = vlm.see(image)
+    vlm, unselected = whole
+    sight = unselected.see(image, vlm.see(image))
     rows, levels, grid = unpruned(model, folder, image)
     np.testing.assert_allclose(sight.features, rows.numpy(), atol=1e-4)
     if levels is not None:
@@ -190,9 +199,8 @@ def test_the_choice_sees_the_tokens_of_this_picture_and_nothing_else(
     np.testing.assert_array_equal(sight.kept_indices, keep_indices(scores.numpy(), count))
 
 
-def test_a_graph_for_larger_pictures_keeps_the_same(folder: Path, bundle: Path, tmp_path: Path) -> None:
-    """More slots, more tiles allowed: a picture that needs neither is not touched."""
-    larger = with_vision(folder, bundle, tmp_path / "larger", keep=12, max_pixels=4 * MOST * TOKEN**2)
+def test_a_graph_for_larger_pictures_keeps_the_same(bundle: Path, larger: Path) -> None:
+    """More slots, more tiles, more pictures allowed: a picture that needs none of that is not touched."""
     image = picture((61, 43))
     with load(bundle) as vlm:
         first = vlm.see(image)
@@ -206,13 +214,10 @@ def test_a_graph_for_larger_pictures_keeps_the_same(folder: Path, bundle: Path, 
         np.testing.assert_allclose(first.deepstack, second.deepstack, atol=1e-5)
 
 
-def test_one_budget_over_two_pictures_mixes_nothing_else(
-    folder: Path, model: Any, bundle: Path, tmp_path: Path
-) -> None:
+def test_one_budget_over_two_pictures_mixes_nothing_else(folder: Path, model: Any, larger: Path) -> None:
     """One SVD over the tokens of both, whose rows and levels are those that each has alone."""
-    together, spec = with_vision(folder, bundle, tmp_path / "prompt", keep=12, pictures=2), spec_of(folder)
-    images = [picture((640, 480)), picture((33, 190))]
-    with load(together) as vlm:
+    spec, images = spec_of(folder), [picture((61, 43)), picture((24, 100))]
+    with load(larger) as vlm:
         sights, settings = vlm.see_all(images), vlm.settings
     assert spec.tiling is not None
     family, parts, kept = family_of(Checkpoint(folder).config, "tiny"), [], []
@@ -231,7 +236,7 @@ def test_one_budget_over_two_pictures_mixes_nothing_else(
     both = torch.cat(parts)
     scores = build_selector(SelectorConfig(rank=4), tokens=len(both), channels=spec.channels)(both[None])[0]
     np.testing.assert_array_equal(np.concatenate(kept), keep_indices(scores.numpy(), 12))
-    graph = onnx.load(together / "vision.onnx")
+    graph = onnx.load(larger / "vision.onnx")
     for release in RELEASES:
         assert check_graph(graph, release.tensorrt) == [], release.name
 
@@ -284,12 +289,14 @@ def test_answers_are_transformers_for_the_same_kept_tokens(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_unpruned_answer_is_that_of_the_whole_model(folder: Path, model: Any, whole: Path, count: int) -> None:
+def test_an_unpruned_answer_is_that_of_the_whole_model(
+    folder: Path, model: Any, whole: tuple[Vlm, Unpruned], count: int
+) -> None:
     images = [picture((200, 70)), picture((61, 43))][:count]
-    with load(whole, positions="original") as vlm:
-        sights = vlm.see_all(images)
-        answer = vlm.ask(sights, QUESTION, max_new_tokens=12)
-        ids, image_token = vlm.prompt_ids(QUESTION, count), vlm.manifest.processor.image_token_id
+    vlm, unselected = whole
+    sights = [unselected.see(image, vlm.see(image)) for image in images]
+    answer = vlm.ask(sights, QUESTION, max_new_tokens=12)
+    ids, image_token = vlm.prompt_ids(QUESTION, count), vlm.manifest.processor.image_token_id
     inputs = Qwen2VLImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")
     totals, full = iter([sight.total for sight in sights]), []
     for token in ids:
@@ -305,19 +312,6 @@ def test_an_unpruned_answer_is_that_of_the_whole_model(folder: Path, model: Any,
             **inputs,
         )
     assert answer.token_ids == made[0, prompt.shape[1] :].tolist()
-
-
-def test_without_its_selection_the_graph_gives_every_row_and_level(
-    folder: Path, model: Any, bundle: Path, tmp_path: Path
-) -> None:
-    image = picture((61, 43))
-    with load(bundle) as vlm:
-        sight = Unpruned(vlm, tmp_path).see(image, vlm.see(image))
-    rows, levels, _ = unpruned(model, folder, image)
-    np.testing.assert_allclose(sight.features, rows.numpy(), atol=1e-4)
-    assert (levels is None) == (sight.deepstack is None)
-    if levels is not None and sight.deepstack is not None:
-        np.testing.assert_allclose(sight.deepstack, levels.numpy(), atol=1e-4)
 
 
 def test_the_bundle_replays_its_golden_case(name: str, bundle: Path) -> None:
