@@ -26,7 +26,7 @@ from svdprune.exporter.processor import image_values, write_processor
 from svdprune.exporter.quantise import Asker, measured, plan_quantisation
 from svdprune.exporter.report import prepare_report, write_report
 from svdprune.exporter.rules import check_target, refuse_violations
-from svdprune.exporter.selection import parse_keep
+from svdprune.exporter.selection import default_selector, parse_keep
 from svdprune.exporter.share import check_engine_graph, open_shared, share_decoder
 from svdprune.exporter.source import Source, locate
 from svdprune.exporter.tiles import MARKS, described, write_marks
@@ -55,7 +55,8 @@ WRITERS = ("svdprune", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime"
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export. `keep` is a count ("32"), a share ("10%") or "auto"; None for an option takes its default.
+    """What to export. `keep` is a count ("32"), a share ("10%") or "auto"; None for an option takes its default, for
+    `select` that of `default_selector`.
 
     `calibration` is the folder of one, whose settings are taken where none are given here. `auto` searches the fewest
     tokens whose answers agree with the unpruned model's as `search` says.
@@ -74,7 +75,7 @@ class ExportRequest:
     keep: str
     target: str = "cpu"
     out: Path | None = None
-    select: str = "leverage"
+    select: str | None = None
     rank: int | None = None
     variance: float | None = None
     block: int | None = None
@@ -144,13 +145,15 @@ def export_model(
     source = locate(request.model, request.revision)
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
-    spec = described(family, checkpoint, request.budget, request.select, request.prompt_pictures, request.max_pixels)
+    sizes = described(family, checkpoint, request.budget, "none", request.prompt_pictures, request.max_pixels)
+    select = request.select or default_selector(sizes.tiling is None)
+    spec = described(family, checkpoint, request.budget, select, request.prompt_pictures, request.max_pixels)
     spec = dataclasses.replace(spec, positions=request.positions or spec.positions)
-    search = wants_search(request.keep, request.select, request.search)
+    search = wants_search(request.keep, select, request.search)
     if search and request.budget == "prompt":
         raise UserError("--keep auto asks about one picture at a time: with --budget prompt, give a count")
     asked = {name: getattr(request, name) for name in ("rank", "block", "iterations", "variance", "centre")}
-    chosen = choose_selector(request.select, asked, request.seed, request.calibration, checkpoint, spec)
+    chosen = choose_selector(select, asked, request.seed, request.calibration, checkpoint, spec)
     selector = chosen.config
     raw = request.input == "uint8"
     images = dataclasses.replace(ImageSettings.from_json(image_values(checkpoint)), tiling=spec.tiling)
@@ -189,7 +192,7 @@ def export_model(
             )
             keep = found.curve.keep
         else:
-            keep = spec.tokens if request.select == "none" else parse_keep(request.keep, spec.tokens)
+            keep = spec.tokens if select == "none" else parse_keep(request.keep, spec.tokens)
         selector.check(tokens=spec.tokens, channels=spec.channels, keep=keep)
         return _write(request, source, maker, images, keep, found, shared, progress)
 

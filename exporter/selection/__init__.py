@@ -6,12 +6,13 @@ from svdprune.exporter.selection import baselines, coverage, dpp, leverage  # no
 from svdprune.exporter.selection.build import Selector, build_selector, selector_model
 from svdprune.exporter.selection.config import SelectorConfig, parse_keep
 from svdprune.exporter.selection.reference import keep_indices, reference_scores
-from svdprune.exporter.selection.registry import register, selector_names
+from svdprune.exporter.selection.registry import default_selector, register, selector_names
 
 __all__ = [
     "Selector",
     "SelectorConfig",
     "build_selector",
+    "default_selector",
     "keep_indices",
     "parse_keep",
     "reference_scores",

@@ -15,11 +15,12 @@ from svdprune.exporter.selection.ops import Ops, V
 from svdprune.exporter.selection.registry import Task, register
 
 SHARE = 0.5  # of the budget that is spread (measured: docs/quality.md)
+AHEAD = 1.01  # times the largest score is added to the best of each cell: above all others, and no further
 
 
 @register("leverage-grid", by_leverage=True)
 def leverage_over_cells(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
-    """Leverage (B, T), and 1 more for the best token of each cell, the lowest index of equal ones."""
+    """Leverage (B, T), and for the best token of each cell, the lowest index of equal ones, more than any has."""
     scores = leverage(op, tokens, None, task)  # (B, T), sum 1
     cells = cells_of(task.needed_grid(), cell_count(task.needed_keep()))
     same = cells[:, None] == cells[None]
@@ -31,7 +32,8 @@ def leverage_over_cells(op: Ops[V], tokens: V, cls_attention: V | None, task: Ta
     # t is beaten by an s before it that has as much, and by an s after it that has more.
     beaten = op.sum(op.add(op.mul(reached, before), op.mul(op.sub(1.0, op.transpose(reached)), after)), 2)
     best = op.sub(1.0, op.at_least(beaten, 0.5))  # (B, T, 1)
-    return op.add(scores, op.squeeze(best, 2))
+    ahead = op.mul(op.max(scores, 1), AHEAD)  # (B, 1)
+    return op.add(scores, op.mul(op.squeeze(best, 2), ahead))
 
 
 def cell_count(keep: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from svdprune.exporter.selection.baselines import LEVELS, grid_indices
 from svdprune.exporter.selection.config import SelectorConfig
-from svdprune.exporter.selection.coverage import cell_count, cells_of
+from svdprune.exporter.selection.coverage import AHEAD, cell_count, cells_of
 from svdprune.exporter.selection.leverage import TIE
 from svdprune.runtime.errors import NumericalError
 
@@ -102,7 +102,7 @@ def reference_scores(
         assert keep is not None and grid is not None
         scores, cells = leverage(), cells_of(grid, cell_count(keep))
         best = [np.flatnonzero(cells == cell)[scores[cells == cell].argmax()] for cell in range(cells.max() + 1)]
-        scores[best] += 1.0
+        scores[best] += AHEAD * scores.max()
         return scores
 
     def none() -> np.ndarray:

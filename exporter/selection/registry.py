@@ -87,6 +87,15 @@ def register(
     return add
 
 
+def default_selector(one_grid: bool) -> str:
+    """What an export takes where no selector is named; `one_grid`: every picture's tokens lie on the same grid.
+
+    `leverage-grid` there, which kept more answers than `leverage` where the two could be told apart, for 18 nodes more
+    (docs/quality.md); `leverage` where the number of tokens varies.
+    """
+    return "leverage-grid" if one_grid else "leverage"
+
+
 def selector_names() -> list[str]:
     """Every selector's name, in alphabetical order."""
     return sorted(_ENTRIES)

@@ -53,11 +53,10 @@ _NEEDS = ("safetensors", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "to
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle.  [default: ./<model>-k<keep>-<target>]")
 @click.option(
     "--select",
-    default="leverage",
-    show_default=True,
     metavar="NAME",
     help="Selector put in the graph: leverage (the paper's rule), leverage-grid, leverage-dpp, cls, norm, random, "
-    "grid, maxmin, dpp, none.",
+    "grid, maxmin, dpp, none.  [default: leverage-grid, which kept more answers than leverage where they could be told "
+    "apart; leverage where the number of tokens varies]",
 )
 @click.option(
     "--calibration",
@@ -166,7 +165,7 @@ def command(
     max_new_tokens: int | None,
     target: str,
     out: Path | None,
-    select: str,
+    select: str | None,
     calibration: Path | None,
     rank: int | None,
     variance: float | None,

@@ -22,6 +22,8 @@ def print_summary(summary: ExportSummary, target: Target, here: bool) -> None:
     click.echo(f"vision tokens  {summary.tokens} -> {summary.keep} ({summary.keep / summary.tokens:.1%})")
     if summary.selector and summary.selector.calibration:
         _print_calibration(summary.selector)
+    elif summary.selector:
+        click.echo(f"selector       {summary.selector.config.name}")
     if summary.curve:
         _print_curve(summary.curve)
     click.echo(f"size           {human_bytes(summary.sizes['bundle'])} ({parts})")
@@ -54,7 +56,8 @@ def _print_calibration(chosen: Chosen) -> None:
     settings = ", ".join(
         f"{name} {fields[name]}" for name in ("rank", "variance", "block", "iterations") if fields[name] is not None
     )
-    click.echo(f"selector       {settings}, {'centred' if fields['centre'] else 'raw'}, calibrated start")
+    centred = "centred" if fields["centre"] else "raw"
+    click.echo(f"selector       {chosen.config.name}, {settings}, {centred}, calibrated start")
     for note in chosen.notes:
         click.echo(f"note           {note}")
 

@@ -50,7 +50,7 @@ def folder(eyes: Eyes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tiny_llava: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "b"
-    export_model(ExportRequest(str(tiny_llava), "4", out=out, calibration=folder))
+    export_model(ExportRequest(str(tiny_llava), "4", out=out, select="leverage", calibration=folder))
     return out
 
 

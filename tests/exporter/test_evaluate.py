@@ -184,7 +184,7 @@ def test_unlabelled_pictures_are_asked_general_questions(model: Model, tmp_path:
 @pytest.fixture(scope="module")
 def bundle(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluate") / "bundle"
-    export_model(ExportRequest(str(tiny_llava), "4", out=out, rank=3))
+    export_model(ExportRequest(str(tiny_llava), "4", out=out, select="leverage", rank=3))
     return out
 
 

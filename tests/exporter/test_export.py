@@ -254,7 +254,7 @@ def test_the_manifest_says_how_it_was_made(tiny_llava: Path, tmp_path: Path) -> 
     export_model(ExportRequest(str(tiny_llava), "4", rank=4, seed=7, out=out))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["vision"]["selector"] | {"iterations": 0, "block": 0} == {
-        "name": "leverage",
+        "name": "leverage-grid",
         "rank": 4,
         "variance": None,
         "block": 0,

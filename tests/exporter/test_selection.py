@@ -329,4 +329,4 @@ def test_half_of_the_budget_is_spread_and_half_is_leverages(runner: Callable[...
     rest = [index for index in np.argsort(-plain, kind="stable") if index not in best][: K - K // 2]
     assert set(kept) == best | set(rest) and len(best) == K // 2
     same = runner(config)(np.ones((1, T, D), np.float32))[0]  # all equal: the first of each cell, no more
-    assert (same > 0.5).sum() == K // 2
+    assert (same > 1.5 * same.min()).sum() == K // 2
