@@ -26,6 +26,7 @@ import numpy as np
 from rich.progress import Progress
 
 from tools.tables import write_between
+from tools.turns import CLOCKS
 
 RANK = 16
 Work = Callable[[], np.ndarray | None]  # one call; the kept indices (B, K) where the candidate chooses tokens
@@ -156,10 +157,11 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
 
     @staticmethod
-    def start(name: str, features: Path, keep: int, threads: int, folder: Path) -> Contender:
+    def start(name: str, features: Path, keep: int, threads: int, clock: str, folder: Path) -> Contender:
         kept = folder / f"kept-{len(list(folder.iterdir()))}.npy"
         command = [sys.executable, "-m", "tools.bench_selection", "--worker", name, "--features", str(features)]
         command += ["--keep", str(keep), "--threads", str(threads), "--kept", str(kept)]
+        command += ["--clock", clock]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
@@ -181,18 +183,16 @@ class Contender:
         self.process.wait()
 
 
-def work(name: str, features: Path, keep: int, threads: int, kept: Path) -> None:
+def work(name: str, features: Path, keep: int, threads: int, kept: Path, clock: str) -> None:
     """The child's part: one call a line, its seconds printed; the first call's choice is saved."""
-    import time
-
-    call = CANDIDATES[name](np.load(features), keep, threads)
+    now, call = CLOCKS[clock], CANDIDATES[name](np.load(features), keep, threads)
     chosen = call()
     if chosen is not None:
         np.save(kept, chosen)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began = now()
         call()
-        print(time.perf_counter() - began, flush=True)
+        print(now() - began, flush=True)
 
 
 def exact_choice(features: np.ndarray, keep: int) -> np.ndarray:
@@ -204,14 +204,21 @@ def exact_choice(features: np.ndarray, keep: int) -> np.ndarray:
 
 
 def measure(
-    shape: tuple[int, int, int], keep: int, threads: int, rounds: int, patience: float, names: list[str], judge: bool
+    shape: tuple[int, int, int],
+    keep: int,
+    threads: int,
+    rounds: int,
+    clock: str,
+    patience: float,
+    names: list[str],
+    judge: bool,
 ) -> list[tuple[str, float, float | None]]:
     """(candidate, median seconds, overlap) at one size; one round is enough above `patience` seconds a call."""
     features = drawn_features(*shape)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "features.npy", features)
-        contenders = [Contender.start(n, folder / "features.npy", keep, threads, folder) for n in names]
+        contenders = [Contender.start(n, folder / "features.npy", keep, threads, clock, folder) for n in names]
         for contender in contenders:
             contender.call()  # warm
         for number in range(rounds):
@@ -249,6 +256,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--keep", default=64, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=15, show_default=True)
+@click.option("--clock", type=click.Choice(tuple(CLOCKS)), default="wall", show_default=True)
 @click.option("--patience", default=2.0, show_default=True, help="Seconds a call beyond which one round is enough.")
 @click.option("--largest-svd", default=1 << 21, show_default=True, help="T x D beyond which no exact SVD is asked for.")
 @click.option("--write", type=click.Path(path_type=Path), help="Markdown file whose table is replaced.")
@@ -263,6 +271,7 @@ def main(
     keep: int,
     threads: int,
     rounds: int,
+    clock: str,
     patience: float,
     largest_svd: int,
     write: Path | None,
@@ -273,11 +282,11 @@ def main(
 ) -> None:
     if worker is not None:
         assert features is not None and kept is not None
-        work(worker, features, keep, threads, kept)
+        work(worker, features, keep, threads, kept, clock)
         return
     lines = [
         f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}, K = {keep}, r = {RANK}; medians of "
-        f"{rounds} calls in turn.",
+        f"{rounds} calls in turn{', milliseconds of the processor' if clock == 'processor' else ''}.",
         "",
         "| T | D | batch | candidate | time, ms | beside ours | overlap |",
         "|---|---|---|---|---|---|---|",
@@ -288,7 +297,7 @@ def main(
         for b, t, d in shapes:
             judge = t * d <= largest_svd
             names = [n for n in CANDIDATES if judge or n != "leverage, torch.linalg.svd"]
-            found = measure((b, t, d), keep, threads, rounds, patience, names, judge)
+            found = measure((b, t, d), keep, threads, rounds, clock, patience, names, judge)
             ours = {name: seconds for name, seconds, _ in found}[OURS]
             for name, seconds, overlap in found:
                 shown = "" if overlap is None else f"{overlap:.3f}"
