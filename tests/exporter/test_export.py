@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from svdprune.exporter import export as exporter
+from svdprune.exporter import vision_file
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
 from svdprune.exporter.families import family_of
@@ -206,7 +207,8 @@ def test_a_graph_that_a_release_refuses_is_not_shipped(
             spoil(place)
         return check_target(place, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exporter, "check_target", check)
+    for module in (exporter, vision_file):
+        monkeypatch.setattr(module, "check_target", check)
     with pytest.raises(UserError) as caught:
         export_model(ExportRequest(str(tiny_llava), "4", rank=4, target="jetson-orin", cache=200, out=tmp_path / "b"))
     for said in (*words, "node 'odd' (Unique) breaks the rule data-dependent", "--select leverage"):

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from svdprune.exporter import export as exporter
+from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, ExportSummary, export_model
+from svdprune.exporter.families import family_of
 from svdprune.exporter.quantise import agreement, plan
 from svdprune.runtime import load
 from svdprune.runtime.cli.app import group
@@ -21,6 +23,7 @@ from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import QuantisationInfo
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.targets import find_target
+from svdprune.runtime.tiling.feed import Prepared
 from svdprune.runtime.verify import verify
 
 LAYERS = ["encoder.layers.0", "encoder.layers.1"]  # of three, the tap is after the last but one
@@ -147,8 +150,10 @@ def test_a_large_graph_keeps_its_weights_beside_it(
 
 def test_first_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"plain": {"a": 1, "b": 2}, "ours": {"a": 1, "b": 3}}
-    monkeypatch.setattr(agreement, "first_token", lambda model, text, question, seen, *rest: answers[seen][question])
-    share = agreement.first_token_agreement(None, None, ["a", "b"], ["plain"] * 2, ["ours"] * 2, 9, "compact")  # type: ignore[arg-type,list-item]
+    monkeypatch.setattr(agreement.Asker, "first_token", lambda self, question, picture, seen: answers[seen][question])
+    asker = agreement.Asker(None, None, None, "compact")  # type: ignore[arg-type]
+    asked = [(Prepared({}), "a"), (Prepared({}), "b")]
+    share = agreement.first_token_agreement(asker, asked, ["plain"] * 2, ["ours"] * 2)  # type: ignore[list-item]
     assert share == 0.5
 
 
@@ -188,16 +193,18 @@ def test_as_many_blocks_as_there_are_leave_nothing(tiny_llava: Path, folder: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_the_pictures_are_shared_out(folder: Path) -> None:
+def test_the_pictures_are_shared_out(tiny_llava: Path, folder: Path) -> None:
     notes: list[str] = []
+    checkpoint = Checkpoint(tiny_llava)
+    spec = family_of(checkpoint.config, "tiny").describe(checkpoint)
     settings = ImageSettings.from_json(SETTINGS)
-    made = plan.plan_quantisation("int8", find_target("cpu"), str(folder), None, settings, True, 0, notes.append)
+    made = plan.plan_quantisation("int8", find_target("cpu"), str(folder), None, settings, spec, True, 0, notes.append)
     assert made is not None and (len(made.calibration), len(made.swept), len(made.held_out)) == (10, 5, 5)
-    assert all(p.shape == (42, 42, 3) and p.dtype == np.uint8 for p in made.calibration)
+    fed = [one.inputs["pixels"] for one in (*made.calibration, *made.swept, *(one for one, _ in made.held_out))]
+    assert all(pixels.shape == (1, 42, 42, 3) and pixels.dtype == np.uint8 for pixels in fed)
     assert any("broken.png" in note for note in notes)
-    pixels = [p.tobytes() for p in (*made.calibration, *made.swept, *(p for p, _ in made.held_out))]
-    assert len(set(pixels)) == 20
-    drawn = plan.plan_quantisation("fp8", find_target("h100"), None, "2", settings, False, 0)
+    assert len({pixels.tobytes() for pixels in fed}) == 20
+    drawn = plan.plan_quantisation("fp8", find_target("h100"), None, "2", settings, spec, False, 0)
     assert drawn is not None and drawn.source == plan.SOURCE and drawn.float_type == "fp16" and not drawn.for_cpu
     assert (len(drawn.calibration), len(drawn.swept), len(drawn.held_out)) == (80, 16, 32)
     assert len({question for _, question in drawn.held_out}) > 5
