@@ -37,8 +37,9 @@ from svdprune.runtime.text import user_message
 from svdprune.runtime.traps import TENSORRT_RTX
 from svdprune.runtime.verify import verify
 from tests.exporter import shuffled_models
+from tests.exporter.compile_gate import assert_passes
 from tests.exporter.shuffled_models import SAVES, TOKENS, inputs_of
-from tests.exporter.test_tiled_families import assert_builds, picture, replace_vision, tiling
+from tests.exporter.tiled_checks import picture, replace_vision, tiling
 
 SIZES = [(640, 480), (60, 60), (200, 70), (33, 190)]  # width, height
 QUESTION = "What is in the picture?"
@@ -284,13 +285,10 @@ def test_a_whole_export_with_each_language_model(save: Callable[..., Path], lang
 @pytest.mark.parametrize("budget", ["picture", "tile"])
 def test_the_sizes_of_the_published_models_build(kind: str, tmp_path: Path, budget: Budget) -> None:
     """SmolVLM2-2.2B: 17 tiles of 384 and 1,377 tokens; InternVL3-1B: 13 of 448 and 3,328. Two layers of each."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     checkpoint = Checkpoint(shuffled_models.save_vision(tmp_path, kind))
     family = family_of(checkpoint.config, "big")
     spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
     assert spec.tokens == {"smolvlm": (1377, 81), "internvl": (3328, 256)}[kind][budget == "tile"]
     graph = tmp_path / "vision.onnx"
     save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
-    for release in RELEASES:
-        assert check_graph(graph, release.tensorrt) == [], release.name
-    assert_builds(trt, graph, spec)
+    assert_passes(graph, spec)

@@ -23,7 +23,7 @@ from svdprune.runtime.tiling import tiling_of
 from svdprune.runtime.tiling.sequence import kept_marks
 from tests.exporter import shuffled_models
 from tests.exporter.shuffled_models import SAVES, SIDE, TOKENS
-from tests.exporter.test_tiled_families import picture, tiling
+from tests.exporter.tiled_checks import picture, tiling
 
 SIZES = [(640, 480), (60, 60), (200, 70), (33, 190), (24, 24), (7, 5), (900, 1)]  # width, height
 
@@ -116,7 +116,7 @@ def test_positions_are_those_of_the_tower(side: int, trained: int) -> None:
         (shuffled_models.save_internvl, {"use_mean_pooling": False, "tap": -2}),
         (shuffled_models.save_internvl, {"use_absolute_position_embeddings": False}),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_the_tower_is_that_of_transformers(save: Callable[..., Path], options: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = Checkpoint(save(tmp_path, **options))

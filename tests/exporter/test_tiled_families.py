@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,16 +14,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from svdprune.exporter.build_script import vision_command
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.export import ExportRequest, export_model
-from svdprune.exporter.families import VisionSpec, family_of
+from svdprune.exporter.families import family_of
 from svdprune.exporter.families.base import Budget
 from svdprune.exporter.rules import check_graph
 from svdprune.exporter.selection import SelectorConfig, build_selector, keep_indices
@@ -41,17 +37,15 @@ from svdprune.runtime.picture import kept_views
 from svdprune.runtime.preprocess import normalise
 from svdprune.runtime.profile.measure import Plan, profile
 from svdprune.runtime.targets import RELEASES
-from svdprune.runtime.tiling import tiling_of
 from svdprune.runtime.tiling.feed import prepare, rows_of
 from svdprune.runtime.traps import TENSORRT_RTX
 from svdprune.runtime.unpruned import unpruned_graph
 from svdprune.runtime.verify import verify
 from svdprune.runtime.verify_against import verify_against
 from tests.exporter import tiled_models
+from tests.exporter.compile_gate import assert_passes
+from tests.exporter.tiled_checks import PROCESSORS, SAVES, SIZES, picture, replace_vision, tiling, unpruned
 
-SIZES = [(640, 480), (60, 60), (200, 70), (33, 190), (500, 499), (41, 43), (300, 30)]  # width, height
-SAVES: dict[str, Callable[..., Path]] = {"next": tiled_models.save_next, "onevision": tiled_models.save_onevision}
-PROCESSORS: dict[str, Any] = {"next": LlavaNextImageProcessorPil, "onevision": LlavaOnevisionImageProcessorPil}
 Bundles = Callable[..., Path]
 
 
@@ -92,47 +86,6 @@ def bundles(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         return made[key]
 
     return bundle
-
-
-def replace_vision(folder: Path, bundle: Path, keep: int, budget: Budget, **options: Any) -> None:
-    """Another vision graph in a bundle."""
-    checkpoint = Checkpoint(folder)
-    family = family_of(checkpoint.config, "tiny")
-    spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
-    keep = keep or spec.tokens
-    precision, raw = options.pop("precision", "fp32"), options.pop("input", "uint8") == "uint8"
-    config = SelectorConfig(**{"rank": 4, **options})
-    save_graph(
-        build_vision(checkpoint, family, spec, config, keep, precision=precision, raw=raw), bundle / "vision.onnx"
-    )
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["vision"] |= {"keep": keep, "tokens": spec.tokens, "precision": precision}
-    manifest["vision"]["input"] = "uint8" if raw else "float32"
-    manifest["vision"]["tiles"]["budget"] = budget
-    graph = (bundle / "vision.onnx").read_bytes()
-    manifest["files"]["vision.onnx"] = {"sha256": hashlib.sha256(graph).hexdigest(), "size": len(graph)}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-
-
-def picture(size: tuple[int, int]) -> Image.Image:
-    noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1] // 7 + 2, size[0] // 7 + 2, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def tiling(folder: Path) -> Any:
-    checkpoint = Checkpoint(folder)
-    spec = family_of(checkpoint.config, "tiny").describe(checkpoint)
-    assert spec.tiling is not None
-    return tiling_of(spec.tiling), spec
-
-
-@torch.no_grad()
-def unpruned(model: Any, folder: Path, name: str, image: Image.Image) -> torch.Tensor:
-    """The picture's rows (total, H), by transformers from the file on."""
-    inputs = PROCESSORS[name].from_pretrained(folder)(image, return_tensors="pt")
-    sizes = inputs["image_sizes"]
-    rows: torch.Tensor = model.model.get_image_features(inputs["pixel_values"], sizes).pooler_output[0]
-    return rows
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -439,33 +392,10 @@ def test_cls_attention_needs_a_cls_token(name: str, folder: Path, model: Any, bu
 @pytest.mark.parametrize("budget", ["picture", "tile"])
 def test_the_sizes_of_the_published_models_build(name: str, tmp_path: Path, budget: Budget) -> None:
     """CLIP-L at 336 with 2,880 candidates, SigLIP-so400m at 384 with 8,667 of four sources; two layers of each."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     checkpoint = Checkpoint(tiled_models.save_vision(tmp_path, name))
     family = family_of(checkpoint.config, "big")
     spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
     assert spec.tokens == {"next": (2880, 576), "onevision": (8667, 729)}[name][budget == "tile"]
     graph = tmp_path / "vision.onnx"
     save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
-    for release in RELEASES:
-        assert check_graph(graph, release.tensorrt) == [], release.name
-    assert_builds(trt, graph, spec)
-
-
-def assert_builds(trt: Any, graph: Path, spec: VisionSpec) -> None:
-    """TensorRT-RTX makes an engine of it, for the least, likely and most tiles."""
-    tiles = spec.tiles()
-    assert tiles is not None
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    assert parser.parse_from_file(str(graph)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        if -1 in tensor.shape:
-            counts = (tiles.least, tiles.likely, tiles.most)
-            profile.set_shape(tensor.name, *((count, *tuple(tensor.shape)[1:]) for count in counts))
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+    assert_passes(graph, spec)

@@ -35,7 +35,7 @@ from svdprune.runtime.positions import Layout, picture_places
 from svdprune.runtime.prompt import Pictured
 from svdprune.runtime.verify import verify
 from tests.exporter import gemma_models, qwen_models, shuffled_models, tiled_models
-from tests.exporter.test_tiled_families import SAVES, SIZES, picture, unpruned
+from tests.exporter.tiled_checks import SAVES, SIZES, picture, unpruned
 
 LIMIT, KEEP = 3, 8
 

@@ -75,7 +75,7 @@ def test_a_changed_file_is_not_shared(first: Path) -> None:
     model.write_bytes(content)
     given = open_bundle(first, verify=False)
     with (
-        pytest.raises(BundleError, match="was changed since the bundle was written .*do not share it"),
+        pytest.raises(BundleError, match=r"was changed since the bundle was written .*do not share it"),
         write_bundle(first.parent / "second") as writer,
     ):
         writer.link(DECODER[0], given)
