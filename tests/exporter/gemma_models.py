@@ -86,11 +86,15 @@ def _vision(side: int, hidden: int = 32, **more: Any) -> dict[str, Any]:
 
 
 def _spread(model: torch.nn.Module) -> None:
-    """Weights that matter: as they are initialised, every token looks alike and norms do nothing."""
+    """Weights that matter: as they are initialised, every token looks alike and norms do nothing.
+
+    Embeddings stay small: they are the output's weights too, and a larger one would answer with its own token for ever.
+    """
     with torch.no_grad():
         for name, p in model.named_parameters():
             inputs = p.shape[0] if "mm_input" in name else p.shape[-1]
-            p.copy_(torch.randn_like(p) * inputs**-0.5 if p.ndim > 1 else p + 0.1 * torch.randn_like(p))
+            scale = inputs**-0.5 * (0.2 if "embed_tokens" in name else 1.0)
+            p.copy_(torch.randn_like(p) * scale if p.ndim > 1 else p + 0.1 * torch.randn_like(p))
 
 
 def save_paligemma(folder: Path, generation: int = 1) -> Path:
