@@ -47,13 +47,15 @@ class BundleWriter:
         """
         source, info = other.file(name), other.manifest.files[name]
         if sha256_of(source) != info.sha256:
-            raise BundleError(f"{source} was changed since the bundle was written (its SHA-256 differs): do not share it")
+            raise BundleError(
+                f"{source} was changed since the bundle was written (its SHA-256 differs): do not share it"
+            )
         try:
             os.link(source, self.file(name))
         except OSError as error:
             raise UserError(
-                f"{source} cannot be shared with {self.path.parent} ({error.strerror}): both must be on one file system "
-                "that has hard links; export without sharing, or beside that bundle"
+                f"{source} cannot be shared with {self.path.parent} ({error.strerror}): both must be on one file "
+                "system that has hard links; export without sharing, or beside that bundle"
             ) from error
         self._linked[name] = info
 
