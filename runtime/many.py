@@ -45,15 +45,13 @@ _Groups = Generator[_Group, None, None]
 
 
 def answer_many(
-    vlm: Vlm, requests: Iterable[Request], options: Options, batch: int, overlap: bool | None
+    vlm: Vlm, requests: Iterable[Request], options: Options, batch: int, overlap: bool
 ) -> Iterator[Answer]:
     """See ``Vlm.ask_many``."""
     if batch < 1:
         raise UserError(f"batch is {batch}, it must be 1 or more requests")
-    on_host = vlm.vision.device is None and vlm.decoder.device is None
-    if overlap and not on_host:
+    if overlap and not (vlm.vision.device is None and vlm.decoder.device is None):
         raise UserError("engines run one after the other on their GPU: leave out overlap")
-    overlap = on_host if overlap is None else overlap
     groups = _groups(requests, batch)
     return _answers(vlm, _encoded_ahead(vlm, groups) if overlap else (_encode(vlm, group) for group in groups), options)
 

@@ -240,7 +240,7 @@ class Vlm:
         self,
         requests: Iterable[tuple[Pictures, str]],
         batch: int = 1,
-        overlap: bool | None = None,
+        overlap: bool = False,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -254,8 +254,8 @@ class Vlm:
             requests: pairs of what ``ask`` takes as image and question. Read as they are needed, from this thread.
             batch: requests whose pictures are encoded in one run of the vision graph (where each has one that is not
                 cut into tiles). More than one needs memory for all; an engine must be built for it (``--batch``).
-            overlap: encode the next pictures in a thread while the last answers are decoded. None: where no engine is
-                in use, since a GPU is one.
+            overlap: encode the next pictures in a thread while the last answers are decoded: for long answers and
+                processors that decoding leaves idle (docs/performance.md). Not with engines, since a GPU is one.
             max_new_tokens, temperature, top_p, top_k, seed, stop: as of ``ask``, for every question alike.
 
         Raises:
