@@ -7,24 +7,23 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from svdprune.calib.keep_curve import KeepCurve
+from svdprune.calib.progress import Progress
 from svdprune.exporter.build_script import write_build_script
-from svdprune.exporter.calibrate.apply import Chosen, calibration_files, choose_selector
-from svdprune.exporter.calibrate.auto import Search, Wish, search_keep, wants_search
+from svdprune.exporter.calibrate.apply import calibration_files, choose_selector
+from svdprune.exporter.calibrate.auto import Search, search_keep, wants_search
 from svdprune.exporter.calibrate.graph import judge_bundle
 from svdprune.exporter.decoder import export_decoder
-from svdprune.exporter.decoder.engine_choice import plan_engine
+from svdprune.exporter.decoder.engine_choice import EnginePlan, plan_engine
 from svdprune.exporter.decoder.static_export import export_engine_decoder
 from svdprune.exporter.families import family_of
-from svdprune.exporter.families.base import Budget
 from svdprune.exporter.golden import load_reference, write_golden
 from svdprune.exporter.processor import image_values, write_processor
-from svdprune.exporter.quantise import Asker, measured, plan_quantisation
+from svdprune.exporter.quantise import Asker, Quantised, measured, plan_quantisation
 from svdprune.exporter.report import prepare_report, write_report
+from svdprune.exporter.request import ExportRequest, ExportSummary
 from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import default_selector, parse_keep
 from svdprune.exporter.share import check_engine_graph, open_shared, share_decoder
@@ -32,97 +31,17 @@ from svdprune.exporter.source import Source, locate
 from svdprune.exporter.tiles import MARKS, described, write_marks
 from svdprune.exporter.tracing import OPSET
 from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
-from svdprune.runtime.bundle import Bundle, write_bundle
+from svdprune.runtime.bundle import Bundle, BundleWriter, write_bundle
 from svdprune.runtime.bundle_writer import check_bundle_place
 from svdprune.runtime.errors import UserError
-from svdprune.runtime.manifest import (
-    Manifest,
-    ModelInfo,
-    Positions,
-    QuantisationInfo,
-    SelectorInfo,
-    VisionInfo,
-)
+from svdprune.runtime.manifest import DecoderInfo, Manifest, ModelInfo, QuantisationInfo, SelectorInfo, VisionInfo
 from svdprune.runtime.preprocess import ImageSettings
 from svdprune.runtime.targets import check_precision, find_target
 from svdprune.runtime.text import TextProcessor
 
-Progress = Callable[[str, float | None], None]
-"""Called with a stage's name and, where known, the share of the export that is done (0 to 1)."""
+__all__ = ["ExportRequest", "ExportSummary", "export_model"]
 
 WRITERS = ("svdprune", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export. `keep` is a count ("32"), a share ("10%") or "auto"; None for an option takes its default, for
-    `select` that of `default_selector`.
-
-    `calibration` is the folder of one, whose settings are taken where none are given here. `auto` searches the fewest
-    tokens whose answers agree with the unpruned model's as `search` says.
-
-    `out` None makes a folder `<model>-k<K>-<target>` in the working directory. `decoder_engine` is `auto` (the decoder
-    graph for engines is written where the target's TensorRT can build it) or `none`; `cache` is the rows of its KV
-    cache, prompt and answer together. `calibration_images` (a source's spec) and `sensitive` (`auto`, `none` or a count
-    of blocks left in float) are for the precisions int8 and fp8. `budget` is for models that cut a picture into tiles:
-    K of the whole picture, or of each `tile`; `prompt` is K of all pictures of a prompt together, for any model.
-    `prompt_pictures` is how many those are at most (and how many the decoder engine's cache has room for).
-    `max_pixels` is the largest area of a picture, for models that take any size. `share_decoder_with` is a bundle of
-    the same checkpoint whose decoder files become this one's, too. `report` writes `report.html`.
-    """
-
-    model: str
-    keep: str
-    target: str = "cpu"
-    out: Path | None = None
-    select: str | None = None
-    rank: int | None = None
-    variance: float | None = None
-    block: int | None = None
-    iterations: int | None = None
-    centre: bool | None = None
-    calibration: Path | None = None
-    search: Wish = field(default_factory=Wish)
-    seed: int = 0
-    precision: str = "fp32"
-    calibration_images: str | None = None
-    sensitive: str | None = None
-    decoder_precision: str = "fp32"
-    decoder_engine: str = "auto"
-    cache: int | None = None
-    positions: Positions | None = None
-    budget: Budget = "picture"
-    prompt_pictures: int | None = None
-    max_pixels: int | None = None
-    share_decoder_with: Path | None = None
-    input: str = "uint8"
-    revision: str | None = None
-    report: bool = True
-    overwrite: bool = False
-
-
-@dataclass
-class ExportSummary:
-    """What was written: the bundle's folder, T and K, bytes and seconds of each part.
-
-    `cache` is the rows of the KV cache in the decoder graph for engines, None where there is no such graph;
-    `engine_refused` and `quantisation` as in the manifest. `curve` is how K was found, where it was searched;
-    `selector` what was chosen, with the calibration behind it. `report`: the page's name in the bundle. `shared`: the
-    bundle whose decoder files are this one's, too.
-    """
-
-    bundle: Path
-    tokens: int
-    keep: int
-    sizes: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    cache: int | None = None
-    engine_refused: str | None = None
-    quantisation: QuantisationInfo | None = None
-    curve: KeepCurve | None = None
-    selector: Chosen | None = None
-    report: str | None = None
-    shared: Path | None = None
 
 
 def export_model(
@@ -209,7 +128,7 @@ def _write(
 ) -> ExportSummary:
     """The bundle that keeps `keep` tokens, which `found` found where it was searched, with the decoder of `shared`."""
     checkpoint, family, spec, chosen, target = maker.checkpoint, maker.family, maker.spec, maker.chosen, maker.target
-    selector, eight_bits, raw = chosen.config, maker.plan, maker.raw
+    selector, eight_bits = chosen.config, maker.plan
     out = request.out or Path(f"{source.id.rsplit('/', 1)[-1]}-k{keep}-{target.name}")
     text_config = checkpoint.config["text_config"]
     plan = plan_engine(target, request.decoder_engine, request.cache, text_config, spec.most_rows(keep))
@@ -229,37 +148,7 @@ def _write(
                 move_graph(found.graph, place)
             else:
                 quantised = maker.write(keep, place, progress)
-        with _timed(summary, "decoder"):
-            if shared is not None:
-                progress(f"sharing the decoder of {shared.path}", 0.4)
-                decoder = share_decoder(shared, bundle, plan)
-            else:
-                progress("writing the decoder", 0.4)
-                decoder = export_decoder(
-                    checkpoint,
-                    text_config,
-                    bundle.path / "decoder",
-                    request.decoder_precision,
-                    deepstack=spec.deepstack,
-                    mask=spec.mask,
-                )
-        decoder = dataclasses.replace(decoder, engine_refused=plan.note)
-        if plan.cache is not None:
-            with _timed(summary, "decoder for engines"):
-                if decoder.engine is None:
-                    progress("writing the decoder for engines", 0.55)
-                    engine = export_engine_decoder(
-                        checkpoint,
-                        text_config,
-                        bundle.path / "decoder",
-                        plan.cache,
-                        deepstack=spec.deepstack,
-                        mask=spec.mask,
-                    )
-                    decoder = dataclasses.replace(decoder, engine=engine)
-                assert decoder.engine is not None
-                violations = check_target(bundle.path / decoder.engine.file, target, plan.releases)
-                refuse_violations(violations, "decoder graph for engines", target)
+        decoder = _decoder(request, maker, bundle, plan, shared, summary, progress)
         processor = write_processor(
             checkpoint,
             bundle.path / "processor",
@@ -301,33 +190,15 @@ def _write(
             parts["decoder for engines"] = "decoder/engine.onnx*"
         for name, places in parts.items():
             summary.sizes[name] = sum(f.stat().st_size for f in bundle.path.glob(places))
-        calibration = calibration_files(bundle, request.calibration, chosen, curve)
         bundle.manifest = Manifest(
             model=ModelInfo(source.id, family.name, source.revision, checkpoint.fingerprint()),
-            vision=VisionInfo(
-                file="vision.onnx",
-                input="uint8" if raw else "float32",
-                height=spec.height,
-                width=spec.width,
-                grid=list(spec.grid),
-                tokens=spec.tokens,
-                keep=keep,
-                channels=spec.channels,
-                hidden=spec.hidden,
-                tap=spec.tap,
-                precision=request.precision,
-                opset=quantised.opset if quantised else OPSET,
-                selector=SelectorInfo(**chosen.manifest_fields()),  # type: ignore[arg-type]
-                quantisation=summary.quantisation,
-                tiles=spec.tiles(None if marks is None else MARKS),
-                deepstack=spec.deepstack,
-            ),
+            vision=_vision_info(maker, keep, quantised, summary.quantisation, marks is not None),
             decoder=decoder,
             processor=processor,
             positions=spec.positions,
             target=target.name,
             golden=golden,
-            calibration=calibration,
+            calibration=calibration_files(bundle, request.calibration, chosen, curve),
             written_by={name: importlib.metadata.version(name) for name in WRITERS},
         )
         if found and curve:
@@ -344,6 +215,68 @@ def _write(
     summary.sizes["bundle"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     progress("done", 1.0)
     return summary
+
+
+def _decoder(
+    request: ExportRequest,
+    maker: VisionFile,
+    bundle: BundleWriter,
+    plan: EnginePlan,
+    shared: Bundle | None,
+    summary: ExportSummary,
+    progress: Progress,
+) -> DecoderInfo:
+    """The decoder graphs, written or shared; the one for engines is held to the target's rules."""
+    checkpoint, spec, target, folder = maker.checkpoint, maker.spec, maker.target, bundle.path / "decoder"
+    text_config = checkpoint.config["text_config"]
+    with _timed(summary, "decoder"):
+        if shared is not None:
+            progress(f"sharing the decoder of {shared.path}", 0.4)
+            decoder = share_decoder(shared, bundle, plan)
+        else:
+            progress("writing the decoder", 0.4)
+            decoder = export_decoder(
+                checkpoint, text_config, folder, request.decoder_precision, deepstack=spec.deepstack, mask=spec.mask
+            )
+    decoder = dataclasses.replace(decoder, engine_refused=plan.note)
+    if plan.cache is None:
+        return decoder
+    with _timed(summary, "decoder for engines"):
+        if decoder.engine is None:
+            progress("writing the decoder for engines", 0.55)
+            engine = export_engine_decoder(
+                checkpoint, text_config, folder, plan.cache, deepstack=spec.deepstack, mask=spec.mask
+            )
+            decoder = dataclasses.replace(decoder, engine=engine)
+        assert decoder.engine is not None
+        violations = check_target(bundle.path / decoder.engine.file, target, plan.releases)
+        refuse_violations(violations, "decoder graph for engines", target)
+    return decoder
+
+
+def _vision_info(
+    maker: VisionFile, keep: int, quantised: Quantised | None, measured: QuantisationInfo | None, marks: bool
+) -> VisionInfo:
+    """The manifest's entry for the vision graph; `marks`: the bundle has a file of rows between tokens."""
+    spec = maker.spec
+    return VisionInfo(
+        file=GRAPH,
+        input="uint8" if maker.raw else "float32",
+        height=spec.height,
+        width=spec.width,
+        grid=list(spec.grid),
+        tokens=spec.tokens,
+        keep=keep,
+        channels=spec.channels,
+        hidden=spec.hidden,
+        tap=spec.tap,
+        precision=maker.precision,
+        opset=quantised.opset if quantised else OPSET,
+        selector=SelectorInfo(**maker.chosen.manifest_fields()),  # type: ignore[arg-type]
+        quantisation=measured,
+        tiles=spec.tiles(MARKS if marks else None),
+        deepstack=spec.deepstack,
+    )
 
 
 def _nearest(out: Path | None) -> Path:

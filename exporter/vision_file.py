@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from svdprune.calib.progress import Progress
 from svdprune.exporter.calibrate.apply import Chosen
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
@@ -16,7 +16,6 @@ from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.vision import build_vision, save_graph
 from svdprune.runtime.targets import Target
 
-Progress = Callable[[str, float | None], None]
 GRAPH = "vision.onnx"
 
 

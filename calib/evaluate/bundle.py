@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import UNPRUNED, Report, summarise
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources import Source
 from svdprune.calib.statistics import kl_divergence
 from svdprune.runtime.answer import Sight
@@ -25,8 +26,6 @@ from svdprune.runtime.tiling.pictured import sight_of
 from svdprune.runtime.tiling.slots import chosen
 from svdprune.runtime.unpruned import unpruned_graph
 from svdprune.runtime.vlm import Vlm
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources.protocols import Protocol
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.preprocess import open_image
-
-Progress = Callable[[str, float | None], None]
-"""Called with what is under way and, where known, the share that is done (0 to 1)."""
 
 DEFAULT_QUESTIONS = (
     "What is shown in this picture?",

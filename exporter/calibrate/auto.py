@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from svdprune.calib.keep_curve import KeepCurve
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources import DEFAULT_QUESTIONS, open_source
 from svdprune.exporter.calibrate.graph import confirm
 from svdprune.exporter.calibrate.keep import (
@@ -18,7 +19,6 @@ from svdprune.exporter.calibrate.keep import (
     SOURCE,
     Examination,
     Held,
-    Progress,
     check_agreement,
     find_keep,
 )

@@ -14,9 +14,10 @@ import torch
 from svdprune.calib.evaluate.bundle import answer
 from svdprune.calib.evaluate.outcome import Outcome
 from svdprune.calib.keep_curve import KeepCurve, KeepPoint
+from svdprune.calib.progress import Progress
 from svdprune.calib.quantise.judge import open_quantised, seen_of
 from svdprune.calib.statistics import kl_divergence
-from svdprune.exporter.calibrate.keep import Asked, Examination, Held, Progress, point_of, told
+from svdprune.exporter.calibrate.keep import Asked, Examination, Held, point_of, told
 from svdprune.exporter.evaluate.seen import View
 from svdprune.exporter.feed import feed_of
 from svdprune.exporter.quantise import Quantised

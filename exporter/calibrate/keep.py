@@ -13,6 +13,7 @@ from PIL import Image
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import summarise
 from svdprune.calib.keep_curve import KeepCurve, KeepPoint, KeepSource
+from svdprune.calib.progress import Progress
 from svdprune.calib.search import keep_grid, smallest_passing
 from svdprune.calib.sources import Labelled, Protocol, Source
 from svdprune.exporter.calibrate.look import mark_of
@@ -25,7 +26,6 @@ from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import NumericalError, UserError
 from svdprune.runtime.manifest import Positions
 
-Progress = Callable[[str, float | None], None]
 AUTO = "auto"
 AGREEMENT = 0.98
 SOURCE = "scenes:calibration"  # drawn by this project, a series that neither training nor evaluation draws

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from svdprune.calib.calibration import PROJECTED, digest
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources import Labelled, Source
 from svdprune.calib.spectrum import Spectrum
 from svdprune.calib.start import Pool
@@ -16,7 +16,6 @@ from svdprune.exporter.evaluate.model import Eyes
 from svdprune.exporter.evaluate.seen import Seen
 from svdprune.runtime.errors import NumericalError, UserError
 
-Progress = Callable[[str, float | None], None]
 START, CHOICE, JUDGEMENT = "start", "choice", "judgement"
 ROLES = (START, CHOICE, START, JUDGEMENT)  # in turn
 LEAST = len(ROLES)  # pictures, so that each use has one

@@ -20,6 +20,7 @@ from svdprune.calib.calibration import (
     Trial,
     Wished,
 )
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources import Source
 from svdprune.calib.spectrum import LEVELS
 from svdprune.exporter.calibrate.answers import Scoring, better, compare
@@ -30,7 +31,6 @@ from svdprune.exporter.selection import SelectorConfig
 from svdprune.runtime.errors import UserError
 from svdprune.runtime.manifest import ModelInfo
 
-Progress = Callable[[str, float | None], None]
 VARIANCE = 0.9  # where neither a rank nor a share is asked for
 OVERLAP = 0.99
 COLUMNS = 128  # of the stored start, at least: an export may want a wider block than the one found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from svdprune.calib.evaluate.outcome import Outcome, Setting
 from svdprune.calib.evaluate.report import UNPRUNED, Report, summarise
+from svdprune.calib.progress import Progress
 from svdprune.calib.sources import Labelled, Protocol, Sample, Source
 from svdprune.exporter.evaluate.contenders import PROJECTED, Contender
 from svdprune.exporter.evaluate.judge import Judge
@@ -22,7 +23,6 @@ from svdprune.exporter.selection import Selector
 from svdprune.runtime.errors import NumericalError
 from svdprune.runtime.manifest import Positions
 
-Progress = Callable[[str, float | None], None]
 PACKAGES = ("svdprune", "torch", "transformers")
 
 

@@ -12,7 +12,7 @@ from svdprune.runtime.cli.show import human_bytes, quantisation_facts
 if TYPE_CHECKING:
     from svdprune.calib.keep_curve import KeepCurve
     from svdprune.exporter.calibrate.apply import Chosen
-    from svdprune.exporter.export import ExportSummary
+    from svdprune.exporter.request import ExportSummary
     from svdprune.runtime.targets import Target
 
 
