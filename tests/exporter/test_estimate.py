@@ -294,7 +294,7 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
         ('{"model_type": "bert"}', "not a vision-language model: known are llava"),
         (FLORENCE, "model_type 'florence', which is not known to the estimate"),
         ('{"vision_config": {}}', "model_type None"),
-        (json.dumps(llava(text_config={"model_type": "gemma"})), "the language model is of type 'gemma'"),
+        (json.dumps(llava(text_config={"model_type": "gpt2"})), "the language model is of type 'gpt2'"),
         (json.dumps(llava(vision_config={"model_type": "vit"})), "the vision tower is of type 'vit'"),
         (json.dumps(llava(text_config={"model_type": "llama", "hidden_size": "wide"})), "is not a valid llava config"),
         (json.dumps(llava(text_config={"model_type": "no-such"})), "is not a valid llava config"),
