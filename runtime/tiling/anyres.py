@@ -17,6 +17,7 @@ import numpy as np
 from svdprune.runtime.errors import BundleError, UserError
 from svdprune.runtime.fields import read_fields
 from svdprune.runtime.tiling import Cut, View
+from svdprune.runtime.tiling.squares import tiles_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,10 +111,7 @@ class AnyRes:
         small = np.asarray(image.resize((self.tile, self.tile), filter_))
         large, box = _fitted(image, best, filter_)
         rows, columns = best[0] // self.tile, best[1] // self.tile
-        tiles = (
-            large.reshape(rows, self.tile, columns, self.tile, 3).swapaxes(1, 2).reshape(-1, self.tile, self.tile, 3)
-        )
-        pixels = np.ascontiguousarray(np.concatenate([small[None], tiles]))
+        pixels = np.concatenate([small[None], tiles_of(large, self.tile)])
         index = self._index(rows, columns)
         index = _unpadded(index, height, width)  # [lines, per line]
         sources, weights = self._resampled(index)

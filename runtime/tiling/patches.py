@@ -19,6 +19,7 @@ import numpy as np
 from svdprune.runtime.errors import BundleError, UserError
 from svdprune.runtime.fields import read_fields
 from svdprune.runtime.tiling import Cut, View
+from svdprune.runtime.tiling.squares import tiles_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,14 +150,13 @@ class Patches:
         tile = self.token * self.side
         canvas = np.zeros((down * tile, across * tile, 3), np.uint8)
         canvas[: size[1], : size[0]] = whole
-        pixels = canvas.reshape(down, tile, across, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
         y, x = (axis.ravel() for axis in np.mgrid[:rows, :columns])
         number = (y // self.side) * across + x // self.side
         inside = (y % self.side) * self.side + x % self.side
         origins = np.stack([axis.ravel() for axis in np.mgrid[:down, :across]], 1) * (self.side * self.merge)
         ends = np.broadcast_to(np.array([rows, columns]) * self.merge, origins.shape)
         return Cut(
-            np.ascontiguousarray(pixels),
+            tiles_of(canvas, tile),
             (number * self.side**2 + inside).astype(np.int64)[:, None],
             np.ones((len(y), 1), np.float32),
             number.astype(np.int64),

@@ -1,4 +1,4 @@
-"""What tilings share whose candidates are all tokens of all tiles, tile after tile."""
+"""What tilings share: cutting into square tiles, and cuts whose candidates are all tokens of all tiles in turn."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def resized(image: Image.Image, height: int, width: int, resample: int) -> Image
     return image.resize((width, height), Pillow.Resampling(resample))
 
 
-def tiles_of(image: Image.Image, tile: int) -> np.ndarray:
-    """The tiles uint8 [N, tile, tile, 3] of a picture that holds whole ones, row by row."""
+def tiles_of(image: Image.Image | np.ndarray, tile: int) -> np.ndarray:
+    """The tiles uint8 [N, tile, tile, 3] of a picture (an array: uint8 [h, w, 3]) that holds whole ones, row by row."""
     pixels: Any = np.asarray(image)
     rows, columns = pixels.shape[0] // tile, pixels.shape[1] // tile
     parts = pixels.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
