@@ -28,7 +28,7 @@ from svdprune.exporter.rules import check_target, refuse_violations
 from svdprune.exporter.selection import default_selector, parse_keep
 from svdprune.exporter.share import check_engine_graph, open_shared, share_decoder
 from svdprune.exporter.source import Source, locate
-from svdprune.exporter.tiles import MARKS, described, write_marks
+from svdprune.exporter.tiles import MARKS, check_selector, described, write_marks
 from svdprune.exporter.tracing import OPSET
 from svdprune.exporter.vision_file import GRAPH, VisionFile, move_graph
 from svdprune.runtime.bundle import Bundle, BundleWriter, write_bundle
@@ -64,9 +64,9 @@ def export_model(
     source = locate(request.model, request.revision)
     checkpoint = source.checkpoint
     family = family_of(checkpoint.config, request.model)
-    sizes = described(family, checkpoint, request.budget, "none", request.prompt_pictures, request.max_pixels)
-    select = request.select or default_selector(sizes.tiling is None)
-    spec = described(family, checkpoint, request.budget, select, request.prompt_pictures, request.max_pixels)
+    spec = described(family, checkpoint, request.budget, request.prompt_pictures, request.max_pixels)
+    select = request.select or default_selector(spec.tiling is None)
+    check_selector(family, spec, select)
     spec = dataclasses.replace(spec, positions=request.positions or spec.positions)
     search = wants_search(request.keep, select, request.search)
     if search and request.budget == "prompt":

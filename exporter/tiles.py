@@ -22,15 +22,14 @@ def described(
     family: Family,
     checkpoint: Checkpoint,
     budget: Budget,
-    select: str,
     pictures: int | None = None,
     max_pixels: int | None = None,
 ) -> VisionSpec:
     """The family's spec with the budget asked for, and the largest picture, for a family that takes any size.
 
     Raises:
-        UserError: a budget by tile for a family without tiles or with tiles of a few tokens, [CLS] attention of an
-            encoder without [CLS], or a largest picture that cannot be.
+        UserError: a budget by tile for a family without tiles or with tiles of a few tokens, one over a prompt without
+            a number of pictures, or a largest picture that cannot be.
     """
     spec = family.describe(checkpoint)
     any_size = spec.tiling is not None and "max_pixels" in spec.tiling
@@ -44,10 +43,6 @@ def described(
         )
     if spec.tiling is None and budget == "tile":
         raise UserError(f"the family {family.name} does not cut pictures into tiles: leave out --budget tile")
-    if selector_entry(select).needs_cls_attention and not spec.cls:
-        raise UserError(
-            f"the selector `{select}` needs a [CLS] token, which the encoder of {family.name} does not have"
-        )
     if pictures is not None and pictures < 1:
         raise UserError(f"a prompt of {pictures} pictures cannot be: give 1 or more")
     tiling = spec.tiling
@@ -61,6 +56,18 @@ def described(
             sizes = {"height": spec.height, "width": spec.width, "grid": list(spec.grid)}
             tiling = {"kind": "whole", **sizes, "resize": image["resize"], "crop": image["crop"]}
     return dataclasses.replace(spec, budget=budget, pictures=pictures or 1, tiling=tiling)
+
+
+def check_selector(family: Family, spec: VisionSpec, select: str) -> None:
+    """Refuse a selector that the family's encoder gives too little for.
+
+    Raises:
+        UserError: [CLS] attention of an encoder without [CLS].
+    """
+    if selector_entry(select).needs_cls_attention and not spec.cls:
+        raise UserError(
+            f"the selector `{select}` needs a [CLS] token, which the encoder of {family.name} does not have"
+        )
 
 
 def _with_largest(spec: VisionSpec, checkpoint: Checkpoint, max_pixels: int) -> VisionSpec:

@@ -135,7 +135,7 @@ def command(
         if answers and not speaks:
             steps.say("svdprune: note: the checkpoint has no language model, so no answers are compared")
         steps(f"loading {model}", 0.0)
-        spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget, "none")
+        spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget)
         eyes: Eyes
         if answers and speaks:
             eyes = Model(found.checkpoint, model, device, lambda note: steps(note, None), spec)

@@ -170,7 +170,7 @@ def _model(
     policies = _policies(positions or _POLICIES)
     steps(f"loading {model}", 0.0)
     found = locate(model)
-    spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget or "picture", "none")
+    spec = described(family_of(found.checkpoint.config, model), found.checkpoint, budget or "picture")
     loaded = Model(found.checkpoint, model, device or "cpu", lambda note: steps(note, None), spec)
     if not selectors:
         contenders = fitting(contenders, spec)

@@ -95,7 +95,7 @@ def with_vision(
     shutil.copytree(bundle, out)
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config, "tiny")
-    spec = described(family, checkpoint, "prompt" if pictures else "picture", "none", pictures)
+    spec = described(family, checkpoint, "prompt" if pictures else "picture", pictures)
     if max_pixels is not None:
         assert spec.tiling is not None
         spec = dataclasses.replace(spec, tiling={**spec.tiling, "max_pixels": max_pixels})
@@ -399,24 +399,24 @@ def test_a_config_without_a_part_for_the_text_is_read(name: str, folder: Path, t
 def test_the_largest_picture_may_be_set(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.config, "tiny")
-    spec = described(family, checkpoint, "picture", "leverage", max_pixels=20 * TOKEN**2)
+    spec = described(family, checkpoint, "picture", max_pixels=20 * TOKEN**2)
     assert spec.tiling is not None and spec.tiling["max_pixels"] == 20 * TOKEN**2
     assert spec.tokens < spec_of(folder).tokens
     for pixels in (TOKEN**2, 41 * TOKEN**2):
         with pytest.raises(UserError, match="give a number between them"):
-            described(family, checkpoint, "picture", "leverage", max_pixels=pixels)
+            described(family, checkpoint, "picture", max_pixels=pixels)
 
 
 def test_a_family_of_fixed_sizes_takes_no_largest_picture(tiny_llava: Path) -> None:
     checkpoint = Checkpoint(tiny_llava)
     with pytest.raises(UserError, match="takes pictures of fixed sizes"):
-        described(family_of(checkpoint.config, "tiny"), checkpoint, "picture", "leverage", max_pixels=1000)
+        described(family_of(checkpoint.config, "tiny"), checkpoint, "picture", max_pixels=1000)
 
 
 def test_a_budget_by_tile_is_refused(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     with pytest.raises(UserError, match="use --budget picture"):
-        described(family_of(checkpoint.config, "tiny"), checkpoint, "tile", "leverage")
+        described(family_of(checkpoint.config, "tiny"), checkpoint, "tile")
 
 
 def test_a_processor_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def reference(folder: Path) -> Any:
 
 def model_of(folder: Path, budget: Budget = "picture") -> Model:
     checkpoint = Checkpoint(folder)
-    return Model(checkpoint, "tiny", spec=described(family_of(checkpoint.config, "tiny"), checkpoint, budget, "none"))
+    return Model(checkpoint, "tiny", spec=described(family_of(checkpoint.config, "tiny"), checkpoint, budget))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_an_evaluation_has_every_contender_that_can_be(folder: Path, budget: Bud
 @pytest.mark.parametrize("budget", ["picture", "tile"])
 def test_a_calibration_is_of_the_tokens_that_the_graph_decomposes(folder: Path, budget: Budget) -> None:
     checkpoint = Checkpoint(folder)
-    spec = described(family_of(checkpoint.config, "tiny"), checkpoint, budget, "none")
+    spec = described(family_of(checkpoint.config, "tiny"), checkpoint, budget)
     eyes = Eyes(checkpoint, "tiny", spec=spec)
     source = open_source("scenes", limit=8, seed=0)
     keep = 4
