@@ -63,6 +63,7 @@ def build_vision(
     precision: str = "fp32",
     raw: bool = True,
     start: np.ndarray | None = None,
+    gpu: bool = False,
     report: Callable[[str], None] = lambda stage: None,
 ) -> ir.Model:
     """The whole graph, batch dynamic, opset 18.
@@ -71,7 +72,7 @@ def build_vision(
     Outputs `features` float32 (B, K, H), `kept_indices` int64 (B, K) ascending, `scores` float32 (B, T).
     A family that cuts pictures into tiles has B = N tiles, its `extras` and the inputs of `tiled`; in its outputs B is
     G choices. One with DeepStack has the output `deepstack` float32 (G, L, K, H) as well.
-    `precision` is the encoder's and the projector's; the scorer is always float32.
+    `precision` is the encoder's and the projector's; the scorer is always float32, in the form for a GPU with `gpu`.
     Reads the vision tower's and the projector's weights, nothing else of the checkpoint.
     """
     dtype = DTYPES[precision]
@@ -112,6 +113,7 @@ def build_vision(
         keep=keep,
         start=start,
         padded=found is not None,
+        gpu=gpu,
     )
     given = dict(zip(("tokens_in", "cls_attention"), (wide, *attention), strict=False))
     scores = graft(model, scorer, {str(v.name): given[str(v.name)] for v in scorer.graph.inputs}, "scorer")["scores"]

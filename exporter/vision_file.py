@@ -54,6 +54,7 @@ class VisionFile:
             precision=self.plan.float_type if self.plan else self.precision,
             raw=self.raw,
             start=self.chosen.start,
+            gpu=self.target.sm is not None,
             report=lambda stage: progress(stage, 0.1),
         )
         quantised = None

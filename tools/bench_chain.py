@@ -5,7 +5,8 @@
     python -m tools.bench_chain --model 1.5b --precision int4 --keep all,32
 
 Picture and question in, `--tokens` tokens out, each contender in a process of its own, in turn. First token: from the
-picture's file to the first token, preprocessing included. Tokens/s: those after the first, which is decode alone. KV:
+picture's file to the first token, preprocessing included; each call has a picture of its own, since some keep what they
+computed of a prompt they have seen. Tokens/s: those after the first, which is decode alone. KV:
 the prompt's rows, as bytes of keys and values. Peak: the process's largest resident memory, files mapped into it
 included. `by FLOPs` is the time to first token at K that the count of FLOPs (`svdprune estimate`'s) makes of the
 measured one at all tokens; the selection, which it counts too, and the question's rows are in it.
@@ -18,11 +19,13 @@ what optimum-intel made of the checkpoint, run by `--peers`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +123,15 @@ def _bundle(base: Path, out: Path, source: Path, precision: str, keep: str, deco
         bundle.manifest = dataclasses.replace(given.manifest, vision=vision, decoder=decoder)
 
 
-def picture_file(folder: Path) -> Path:
-    """A picture as a file, drawn once."""
+def pictures(folder: Path) -> Iterator[Path]:
+    """Pictures as files, another each time, the same for every contender."""
     from PIL import Image
 
-    file = folder / "picture.png"
-    if not file.exists():
-        pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    for number in itertools.count():
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
+        file = folder / f"picture-{os.getpid()}.png"
         Image.fromarray(pixels).resize((640, 480)).save(file)
-    return file
+        yield file
 
 
 def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> Callable[[], Figures]:
@@ -136,10 +139,11 @@ def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> C
     from svdprune.runtime import load
 
     vlm = load(folder / place, threads=threads, verify=False)
-    picture, info = picture_file(folder), vlm.manifest.decoder
+    files, info = pictures(folder), vlm.manifest.decoder
     row_bytes = 2 * info.layers * info.kv_heads * info.head_dim * 4
 
     def call() -> Figures:
+        picture = next(files)
         began = clock()
         sight = vlm.see(picture)
         seen = clock() - began
@@ -164,13 +168,14 @@ def transformers(place: str, folder: Path, tokens: int, threads: int, clock: Clo
     torch.set_num_threads(threads)
     source = checkpoint_of(place, folder)
     model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
-    processor, file, text = AutoProcessor.from_pretrained(source), picture_file(folder), model.config.text_config
+    processor, files, text = AutoProcessor.from_pretrained(source), pictures(folder), model.config.text_config
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     row_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width * 4
 
     def generate(count: int) -> tuple[float, int]:
+        file = next(files)
         began = clock()
         with torch.inference_mode():
             given = processor(images=Image.open(file), text=prompt, return_tensors="pt")
@@ -192,9 +197,10 @@ def openvino(place: str, folder: Path, tokens: int, threads: int, clock: Clock) 
     from PIL import Image
 
     pipeline = genai.VLMPipeline(place, "CPU", INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT="f32")
-    file = picture_file(folder)
+    files = pictures(folder)
 
     def generate(count: int) -> float:
+        file = next(files)
         began = clock()
         picture = ov.Tensor(np.asarray(Image.open(file).convert("RGB"))[None])
         pipeline.generate(QUESTION, images=[picture], max_new_tokens=count, ignore_eos=True, do_sample=False)
@@ -259,16 +265,27 @@ def contenders(
 
 
 def lines_of(
-    model: str, precision: str, given: list[Contender], folder: Path, tokens: int, threads: int, rounds: int, clock: str
+    model: str,
+    precision: str,
+    given: list[Contender],
+    folder: Path,
+    tokens: int,
+    threads: int,
+    rounds: int,
+    clock: str,
+    alone: bool,
 ) -> list[str]:
     """The table's lines of one model in one precision."""
-    turns = []
-    for contender in given:
-        arguments = ["tools.bench_chain", "--worker", contender.kind, "--place", contender.place, "--folder"]
-        arguments += [str(folder), "--tokens", str(tokens), "--threads", str(threads), "--clock", clock]
-        turns.append(Turn.start(contender.name, arguments, threads, contender.python))
-    failed = in_turn(turns, rounds)
-    by_name = {turn.name: turn for turn in turns if turn.name not in failed}
+    by_name: dict[str, Turn] = {}
+    failed: dict[str, str] = {}
+    for together in [[one] for one in given] if alone else [given]:
+        turns = []
+        for contender in together:
+            arguments = ["tools.bench_chain", "--worker", contender.kind, "--place", contender.place, "--folder"]
+            arguments += [str(folder), "--tokens", str(tokens), "--threads", str(threads), "--clock", clock]
+            turns.append(Turn.start(contender.name, arguments, threads, contender.python))
+        failed |= in_turn(turns, rounds)
+        by_name |= {turn.name: turn for turn in turns if turn.name not in failed}
     mine = {c.keep: by_name[c.name] for c in given if c.kind == "ours" and c.name in by_name}
     flops = predicted(checkpoint_of(model, folder), {k: turn.median("rows") for k, turn in mine.items()})
     whole = mine.get("all")
@@ -311,6 +328,7 @@ def _named(context: click.Context, parameter: click.Parameter, value: str) -> li
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--clock", type=click.Choice(tuple(CLOCKS)), default="wall", show_default=True)
+@click.option("--alone", is_flag=True, help="All calls of one before the next starts: models too large to be in turn.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps checkpoints and bundles.  [default: removed]")
 @click.option("--peers", default=sys.executable, help="Python that has openvino-genai.  [default: this]")
 @click.option("--openvino", "openvino_folder", type=click.Path(path_type=Path), help="Folder of converted models.")
@@ -325,6 +343,7 @@ def main(
     threads: int,
     rounds: int,
     clock: str,
+    alone: bool,
     folder: Path | None,
     peers: str,
     openvino_folder: Path | None,
@@ -338,7 +357,8 @@ def main(
         return
     lines = [
         f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}, {tokens} tokens after the first; "
-        f"medians of {rounds} calls in turn{PROCESSOR if clock == 'processor' else ''}.",
+        f"medians of {rounds} calls, {'one contender after the other' if alone else 'in turn'}"
+        f"{PROCESSOR if clock == 'processor' else ''}.",
         "",
         "| model | contender | first token, s | beside all tokens | by FLOPs, s | tokens/s | prompt rows | KV, MiB "
         "| peak, GiB |",
@@ -347,14 +367,13 @@ def main(
     kept = folder or Path(tempfile.mkdtemp(prefix="svdprune-chain-"))
     try:
         kept.mkdir(parents=True, exist_ok=True)
-        picture_file(kept)
         with Progress(transient=True) as progress:
             task = progress.add_task("preparing", total=1 + len(precisions))
             prepare(model, kept, list(precisions), keeps)
             for precision in precisions:
                 progress.update(task, description=f"{model} {precision}", advance=1)
                 given = contenders(model, precision, keeps, peers, openvino_folder)
-                lines += lines_of(model, precision, given, kept, tokens, threads, rounds, clock)
+                lines += lines_of(model, precision, given, kept, tokens, threads, rounds, clock, alone)
     finally:
         if folder is None:
             shutil.rmtree(kept, ignore_errors=True)

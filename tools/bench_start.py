@@ -119,9 +119,9 @@ def main(bundle: Path | None, threads: int, rounds: int, write: Path | None) -> 
 
 def table(bundle: Path, folder: Path, threads: int, rounds: int) -> list[str]:
     """The table's lines."""
-    from tools.bench_chain import picture_file
+    from tools.bench_chain import pictures
 
-    picture, given, bare = picture_file(folder), folder / "given.npz", folder / "bare.py"
+    picture, given, bare = next(pictures(folder)), folder / "given.npz", folder / "bare.py"
     arrays(bundle, picture, given)
     bare.write_text(BARE)
     run = [str(Path(sys.executable).parent / "svdprune"), "run", str(bundle), "--image", str(picture), "--prompt"]

@@ -74,7 +74,7 @@ class Exact:
         )
 
     def _cost(self, config: SelectorConfig, tokens: int, channels: int) -> list[Work]:
-        return selection_work(config, tokens, channels, min(self.kept[0]), 1, (tokens, 1))
+        return selection_work(config, tokens, channels, min(self.kept[0]), 1, (tokens, 1), gpu=True)
 
 
 def fewest(

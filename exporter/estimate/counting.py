@@ -58,8 +58,14 @@ class Counting:
 
     sub = mul = div = maximum = minimum = at_least = add
 
-    def choose(self, a: Shape, bound: float, reached: float, otherwise: Any) -> Shape:
-        return self._pointwise(a, otherwise)
+    def choose(self, a: Shape, bound: Any, reached: Any, otherwise: Any) -> Shape:
+        return self._pointwise(a, bound, reached, otherwise)
+
+    def reshape(self, a: Shape, *sizes: int) -> Shape:
+        return (a[0], *sizes)
+
+    def zero_rows(self, a: Shape, count: int) -> Shape:
+        return self._kernel("pad", [a], (a[0], a[1] + count, a[2]))
 
     def total(self, values: Sequence[Shape]) -> Shape:
         return self._kernel("pointwise", values, values[0])
@@ -69,6 +75,7 @@ class Counting:
 
     exp = abs  # noqa: A003  (as all those of `Ops`)
     log = abs  # noqa: A003
+    sqrt = abs  # noqa: A003
     round = abs  # noqa: A003
 
     def matmul(self, a: Shape, b: Any) -> Shape:
@@ -108,10 +115,13 @@ class Counting:
 
 
 def selection_work(
-    config: SelectorConfig, tokens: int, channels: int, keep: int, batch: int, grid: tuple[int, int]
+    config: SelectorConfig, tokens: int, channels: int, keep: int, batch: int, grid: tuple[int, int], gpu: bool = False
 ) -> list[Work]:
-    """The scorer, the top K and the gather: features float32 (batch, tokens, channels), of which `keep` rows stay."""
-    task = Task(config, tokens, channels, grid, keep)
+    """The scorer, the top K and the gather: features float32 (batch, tokens, channels), of which `keep` rows stay.
+
+    `gpu`: the scorer in the form that exports for a GPU have.
+    """
+    task = Task(config, tokens, channels, grid, keep, gpu=gpu)
     op = Counting()
     selector_entry(config.name).scorer(op, (batch, tokens, channels), (batch, tokens), task)
     op._kernel("top k", [(batch, tokens)], (batch, 2 * keep))

@@ -138,7 +138,7 @@ def estimate(
         notes.append("one peak for every precision: that of the flags")
     return Estimate(
         known, on, row.device, precision, decoder_precision, asked, efficiency,
-        pruned=estimate_case(known, count, asked, on, *forms, chooser, efficiency),
+        pruned=estimate_case(known, count, asked, on, *forms, chooser, efficiency, row.sm is not None),
         unpruned=estimate_case(known, known.tokens, asked, on, *forms, chooser, efficiency),
         notes=tuple(notes),
     )  # fmt: skip
@@ -153,8 +153,11 @@ def estimate_case(
     decoder: Format,
     selector: SelectorConfig,
     efficiency: Efficiency = DEFAULT,
+    gpu: bool = True,
 ) -> Case:
     """The stages and the memory with `keep` vision tokens; with all of them nothing is selected.
+
+    `gpu`: the selection in the form that exports for a GPU have.
 
     Raises:
         UserError: the request does not fit the cache or the model's context.
@@ -180,7 +183,7 @@ def estimate_case(
     }
     if keep < model.tokens:
         grid = (model.tokens, 1)
-        works["selection"] = selection_work(selector, model.tokens, model.selected_channels, keep, batch, grid)
+        works["selection"] = selection_work(selector, model.tokens, model.selected_channels, keep, batch, grid, gpu)
     stages = tuple((name, stage_time(works[name], on, efficiency)) for name in STAGES)
     times = {name: stage.seconds for name, stage in stages}
     first = sum(times.values()) - times["decode step"]

@@ -47,6 +47,7 @@ def build_selector(
     keep: int | None = None,
     start: np.ndarray | None = None,
     padded: bool = False,
+    gpu: bool = False,
 ) -> Selector:
     """The torch form, for features of `tokens` x `channels`.
 
@@ -55,8 +56,10 @@ def build_selector(
         keep: K, which `grid` and `maxmin` need.
         start: calibrated start of `leverage`, (D, b or more), from `svdprune.calib.start`; None for the seeded one.
         padded: some of the T tokens may be rows of zeros that stand for nothing.
+        gpu: the form with few kernels one after another instead of the one with little arithmetic; their scores are
+            the same but for rounding.
     """
-    task = Task(config, tokens, channels, grid, keep, start, padded)
+    task = Task(config, tokens, channels, grid, keep, start, padded, gpu)
     _check(task)
     return Selector(task)
 
@@ -70,13 +73,14 @@ def selector_model(
     keep: int | None = None,
     start: np.ndarray | None = None,
     padded: bool = False,
+    gpu: bool = False,
 ) -> ir.Model:
     """The ONNX form of the same operations, opset 18; arguments as of `build_selector`.
 
     Inputs `tokens_in` float32 (B, T, D) and, for a selector that needs it, `cls_attention` float32 (B, T); output
     `scores` float32 (B, T); B is free.
     """
-    task = Task(config, tokens, channels, grid, keep, start, padded)
+    task = Task(config, tokens, channels, grid, keep, start, padded, gpu)
     _check(task)
     entry = selector_entry(config.name)
     features = _float("tokens_in", ["batch", tokens, channels])

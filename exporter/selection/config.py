@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
 
-MIN_BLOCK = 48  # columns iterated together at least: a small rank with a wide block needs fewer iterations
+MIN_BLOCK = 64  # columns iterated together at least: a small rank with a wide block needs fewer iterations
 VARIANCE_BLOCK = 64  # columns where the rank is each picture's own
 
 
@@ -20,7 +20,7 @@ class SelectorConfig:
         rank: r, the singular directions counted by the leverage score; ignored when `variance` is given.
         variance: the paper's rule instead of a fixed rank: for each picture, the fewest directions that hold this share
             of the sum of squared singular values, in (0, 1]; at most half the block.
-        block: columns iterated together; None for `max(48, 3 rank)`, or 64 with `variance`. Never more than min(T, D),
+        block: columns iterated together; None for `max(64, 4 rank)`, or 64 with `variance`. Never more than min(T, D),
             which is exact.
         iterations: rounds of power iteration, each a product with F and one with F^T; None for 2, or 3 when the block
             has fewer than 3 columns for each direction wanted (measured: docs/fidelity.md).
@@ -78,7 +78,7 @@ class SelectorConfig:
     def _block(self) -> int:
         if self.block is not None:
             return self.block
-        return max(MIN_BLOCK, 3 * self.rank) if self.variance is None else VARIANCE_BLOCK
+        return max(MIN_BLOCK, 4 * self.rank) if self.variance is None else VARIANCE_BLOCK
 
     def rank_limit(self, columns: int) -> int:
         """The most directions a picture can be given, for a block of `columns`."""

@@ -2,8 +2,9 @@
 
 l_t = (1/r) sum_{j<=r} U[t,j]^2 for F = U S V^T (SVD-Prune, arXiv 2604.11530). No engine has an SVD, so:
 1. Block power iteration between the two sides of F, thin blocks only: V <- orth(F^T orth(F V)). Going half a step at a
-   time spreads the block by singular values instead of their squares, which float32 and few polar steps can hold.
-2. `orth` is the orthogonal polar factor by odd cubics (`polynomials`): any block width, no factorisation.
+   time spreads the block by singular values instead of their squares, which float32 and few polar steps can hold. It
+   begins with a sketch of the tokens (`sketch`), or with a block of channels (`start_block`).
+2. `orth` is the orthogonal polar factor (`polar`): any block width, no factorisation.
 3. Rayleigh-Ritz without eigenvectors: T = Q^T F F^T Q is b x b, and the scores diag(Q P Q^T) need only its spectral
    projector P on the r leading directions (`projector`).
 
@@ -15,40 +16,92 @@ from __future__ import annotations
 import numpy as np
 
 from svdprune.exporter.selection.ops import Ops, V
-from svdprune.exporter.selection.polynomials import sign_steps
+from svdprune.exporter.selection.polar import EXACT, ROUGH, orthonormal
 from svdprune.exporter.selection.projector import leading_projector
 from svdprune.exporter.selection.registry import Task, register
 from svdprune.runtime.errors import UserError
 
 TINY = 1e-30  # keeps an all-zero picture from dividing 0 by 0; far below anything that normalised features hold
 
-# (lower bound of the singular values, cubics): a rough polar factor between half steps, where only the conditioning
-# matters, and an exact one for the basis that the scores are read from. Singular values below the bound come out too
-# small, which drops directions from the tail of the block first.
-ROUGH = (1e-3, 6)
-EXACT = (5e-4, 11)
-
 TIE = 2.0**-15  # scores closer than this, relatively, are equal: identical tokens must not be ordered by rounding
+
+SHARED = 4  # tokens that a column of the sketch sums at least: of fewer, the block of channels is as good a start
 
 
 @register("leverage", any_keep=True, padding=True, by_leverage=True)
 def leverage(op: Ops[V], tokens: V, cls_attention: V | None, task: Task) -> V:
     """Leverage scores (B, T) that sum to 1; nearly equal ones made equal (`merge_ties`)."""
-    features = op.div(tokens, op.add(op.max(op.abs(tokens), 1, 2), TINY))  # (B, T, D), safe to square
-    if task.config.centre and task.padded:
+    config = task.config
+    features = tokens  # (B, T, D)
+    if config.centre or config.variance is not None:  # safe to square
+        features = op.div(features, op.add(op.max(op.abs(features), 1, 2), TINY))
+    if config.centre and task.padded:
         present = op.at_least(op.max(op.abs(features), 2), TINY)  # (B, T, 1)
         mean = op.div(op.sum(features, 1), op.add(op.sum(present, 1), TINY))
         features = op.mul(op.sub(features, mean), present)
-    elif task.config.centre:
+    elif config.centre:
         features = op.sub(features, op.mean(features, 1))
-    if task.config.variance is not None:
-        features = _unit(op, features)  # total variance 1, so every squared singular value is a share of it
-    start = start_block(task)
-    basis, small = range_finder(op, features, start, task.config.rounds)  # (B, T, b), (B, b, b)
-    columns = start.shape[1]
-    leading = leading_projector(op, small, columns, task.config.rank_limit(columns), task.config.variance)  # (B, b, b)
+    if config.variance is not None:  # total variance 1, so every squared singular value is a share of it
+        features = op.div(features, op.add(op.norm(features, 1, 2), TINY))
+    basis, small = range_finder(op, features, task)  # (B, T, b), (B, b, b)
+    columns = config.columns(task.tokens, task.channels)
+    leading = leading_projector(op, small, columns, config.rank_limit(columns), config.variance)  # (B, b, b)
     scores = op.squeeze(op.sum(op.mul(op.matmul(basis, leading), basis), 2), 2)  # (B, T)
     return merge_ties(op, scores)
+
+
+def range_finder(op: Ops[V], features: V, task: Task) -> tuple[V, V]:
+    """Q (B, T, b), orthonormal, near the leading left singular space of F (B, T, D), and T = Q^T F F^T Q (B, b, b).
+
+    T is that of F divided by a number of each picture's, except under the variance rule, which needs its scale.
+    """
+    columns, from_tokens = task.config.columns(task.tokens, task.channels), sketched(task)
+    turned = op.transpose(features)  # (B, D, T)
+    block = sketch(op, features, task) if from_tokens else op.matmul(features, start_block(task))
+    # Blocks have to be safe to square. F's own size is read off its first product, which is thin, and the blocks that F
+    # is multiplied with are divided by it: F itself would have to be read and written once more.
+    size: V | None = None
+    if task.config.variance is None:
+        size = op.max(op.abs(block), 1, 2)  # (B, 1, 1)
+        size = op.choose(size, TINY, size, 1.0)
+        block = op.div(block, size)
+    # F^T S takes the place of the first round's product with F^T
+    left = op.matmul(features, orthonormal(op, block, columns, *ROUGH, task.gpu, size)) if from_tokens else block
+    for _ in range(task.config.rounds - from_tokens):
+        right = op.matmul(turned, orthonormal(op, left, columns, *ROUGH, task.gpu, size))  # (B, D, b)
+        left = op.matmul(features, orthonormal(op, right, columns, *ROUGH, task.gpu, size))  # (B, T, b)
+    basis = orthonormal(op, left, columns, *EXACT, task.gpu)
+    image = op.matmul(turned, basis)  # (B, D, b)
+    if size is not None:
+        image = op.div(image, size)
+    return basis, op.matmul(op.transpose(image), image)
+
+
+def sketched(task: Task) -> bool:
+    """Whether the iteration begins with a sketch of the tokens.
+
+    Not with a calibrated start, and not where rows of zeros are in between: the sketch of a picture, and with it the
+    last bits of its scores, would depend on how many.
+    """
+    columns = task.config.columns(task.tokens, task.channels)
+    return task.start is None and not task.padded and task.tokens >= SHARED * columns
+
+
+def sketch(op: Ops[V], features: V, task: Task) -> V:
+    """F^T S (B, D, b), S seeded: each column the weighted sum of some neighbouring tokens, no token in two columns.
+
+    A sparse embedding of the tokens (Clarkson and Woodruff, arXiv 1207.6365), at the cost of reading F once. The
+    weights are random in size, too: signs alone add up to nothing where all tokens are the same.
+    """
+    columns = task.config.columns(task.tokens, task.channels)
+    each = -(-task.tokens // columns)
+    random = np.random.default_rng(task.config.seed)
+    weights = random.choice([-1.0, 1.0], columns * each) * random.uniform(0.5, 1.5, columns * each)
+    if missing := columns * each - task.tokens:
+        features = op.zero_rows(features, missing)
+    groups = op.reshape(features, columns, each, task.channels)
+    sums = op.matmul(op.constant(weights.reshape(1, columns, 1, each)), groups)  # (B, b, 1, D)
+    return op.transpose(op.reshape(sums, columns, task.channels))
 
 
 def start_block(task: Task) -> np.ndarray:
@@ -72,29 +125,6 @@ def start_block(task: Task) -> np.ndarray:
     return np.ascontiguousarray(task.start[:, :columns], dtype=np.float32)
 
 
-def range_finder(op: Ops[V], features: V, start: np.ndarray, rounds: int) -> tuple[V, V]:
-    """Q (B, T, b), orthonormal, near the leading left singular space of F (B, T, D), and T = Q^T F F^T Q (B, b, b)."""
-    columns = start.shape[1]
-    turned = op.transpose(features)  # (B, D, T)
-    left = op.matmul(features, start)  # (B, T, b)
-    for _ in range(rounds):
-        right = op.matmul(turned, orthonormal(op, left, columns, *ROUGH))  # (B, D, b)
-        left = op.matmul(features, orthonormal(op, right, columns, *ROUGH))
-    basis = orthonormal(op, left, columns, *EXACT)
-    image = op.matmul(turned, basis)  # (B, D, b)
-    return basis, op.matmul(op.transpose(image), image)
-
-
-def orthonormal(op: Ops[V], block: V, columns: int, lower: float, count: int) -> V:
-    """Orthogonal polar factor of (B, n, b): singular values from `lower` times the Frobenius norm up become 1."""
-    scale, gains = sign_steps(lower, count)
-    identity = np.eye(columns, dtype=np.float32)
-    block = _unit(op, block, scale)
-    for gain in gains:
-        block = op.matmul(block, op.sub(gain * identity, op.matmul(op.transpose(block), block)))
-    return block
-
-
 def merge_ties(op: Ops[V], scores: V) -> V:
     """Scores (B, T) rounded to whole multiples of TIE in their logarithm, below the largest; they sum to 1.
 
@@ -106,9 +136,3 @@ def merge_ties(op: Ops[V], scores: V) -> V:
     steps = op.round(op.mul(op.log(op.add(share, TINY)), 1.0 / TIE))
     rounded = op.exp(op.mul(steps, TIE))
     return op.div(rounded, op.sum(rounded, 1))
-
-
-def _unit(op: Ops[V], matrix: V, scale: float = 1.0) -> V:
-    """Each matrix of a (B, n, m) batch to Frobenius norm `scale`; zero stays zero."""
-    norm = op.add(op.norm(matrix, 1, 2), TINY)
-    return op.div(matrix, norm if scale == 1.0 else op.mul(norm, 1.0 / scale))

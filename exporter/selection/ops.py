@@ -33,12 +33,18 @@ class Ops(Protocol[V]):
     def at_least(self, a: V, b: V | Number) -> V:
         """1.0 where a >= b, else 0.0."""
 
-    def choose(self, a: V, bound: float, reached: float, otherwise: V | float) -> V:
+    def choose(self, a: V, bound: V | float, reached: V | float, otherwise: V | Number) -> V:
         """`reached` where a >= bound, else `otherwise`."""
 
     def matmul(self, a: V, b: V | np.ndarray) -> V: ...
     def transpose(self, a: V) -> V:
         """Swap the two axes of each matrix of a (B, rows, columns) batch."""
+
+    def reshape(self, a: V, *sizes: int) -> V:
+        """(B, ...) -> (B, *sizes), the numbers in the same order."""
+
+    def zero_rows(self, a: V, count: int) -> V:
+        """(B, T, D) -> (B, T + count, D): rows of zeros after the last."""
 
     def total(self, values: Sequence[V]) -> V:
         """Sum of equally shaped values, in order."""
@@ -46,6 +52,7 @@ class Ops(Protocol[V]):
     def abs(self, a: V) -> V: ...
     def exp(self, a: V) -> V: ...
     def log(self, a: V) -> V: ...
+    def sqrt(self, a: V) -> V: ...
     def round(self, a: V) -> V:
         """To the nearest whole number, halves to even."""
 
@@ -101,7 +108,13 @@ class TorchOps:
     def at_least(self, a: torch.Tensor, b: torch.Tensor | Number) -> torch.Tensor:
         return (a >= self._value(b)).float()
 
-    def choose(self, a: torch.Tensor, bound: float, reached: float, otherwise: torch.Tensor | float) -> torch.Tensor:
+    def choose(
+        self,
+        a: torch.Tensor,
+        bound: torch.Tensor | float,
+        reached: torch.Tensor | float,
+        otherwise: torch.Tensor | Number,
+    ) -> torch.Tensor:
         return torch.where(a >= bound, self._value(reached), self._value(otherwise))
 
     def matmul(self, a: torch.Tensor, b: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -109,6 +122,12 @@ class TorchOps:
 
     def transpose(self, a: torch.Tensor) -> torch.Tensor:
         return a.transpose(-1, -2)
+
+    def reshape(self, a: torch.Tensor, *sizes: int) -> torch.Tensor:
+        return a.reshape(-1, *sizes)
+
+    def zero_rows(self, a: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.nn.functional.pad(a, (0, 0, 0, count))
 
     def total(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         result = values[0]
@@ -124,6 +143,9 @@ class TorchOps:
 
     def log(self, a: torch.Tensor) -> torch.Tensor:
         return a.log()
+
+    def sqrt(self, a: torch.Tensor) -> torch.Tensor:
+        return a.sqrt()
 
     def round(self, a: torch.Tensor) -> torch.Tensor:
         return a.round()
@@ -189,8 +211,8 @@ class OnnxOps:
         values = [i if isinstance(i, ir.Value) else self.constant(i) for i in inputs]
         return self._tape.op(op_type, values, attributes or None)
 
-    def _axes(self, axes: Sequence[int]) -> ir.Value:
-        return self._array(np.array(axes, np.int64))
+    def _whole(self, numbers: Sequence[int]) -> ir.Value:
+        return self._array(np.array(numbers, np.int64))
 
     def add(self, a: ir.Value, b: ir.Value | Number) -> ir.Value:
         return self._op("Add", a, b)
@@ -213,7 +235,9 @@ class OnnxOps:
     def at_least(self, a: ir.Value, b: ir.Value | Number) -> ir.Value:
         return self._op("Cast", self._op("GreaterOrEqual", a, b), to=int(ir.DataType.FLOAT))
 
-    def choose(self, a: ir.Value, bound: float, reached: float, otherwise: ir.Value | float) -> ir.Value:
+    def choose(
+        self, a: ir.Value, bound: ir.Value | float, reached: ir.Value | float, otherwise: ir.Value | Number
+    ) -> ir.Value:
         return self._op("Where", self._op("GreaterOrEqual", a, bound), reached, otherwise)
 
     def matmul(self, a: ir.Value, b: ir.Value | np.ndarray) -> ir.Value:
@@ -221,6 +245,12 @@ class OnnxOps:
 
     def transpose(self, a: ir.Value) -> ir.Value:
         return self._op("Transpose", a, perm=[0, 2, 1])
+
+    def reshape(self, a: ir.Value, *sizes: int) -> ir.Value:
+        return self._op("Reshape", a, self._whole([0, *sizes]))
+
+    def zero_rows(self, a: ir.Value, count: int) -> ir.Value:
+        return self._op("Pad", a, self._whole([0, 0, 0, 0, count, 0]))
 
     def total(self, values: Sequence[ir.Value]) -> ir.Value:
         return self._op("Sum", *values)
@@ -234,29 +264,32 @@ class OnnxOps:
     def log(self, a: ir.Value) -> ir.Value:
         return self._op("Log", a)
 
+    def sqrt(self, a: ir.Value) -> ir.Value:
+        return self._op("Sqrt", a)
+
     def round(self, a: ir.Value) -> ir.Value:
         return self._op("Round", a)
 
     def sum(self, a: ir.Value, *axes: int) -> ir.Value:
-        return self._op("ReduceSum", a, self._axes(axes), keepdims=1)
+        return self._op("ReduceSum", a, self._whole(axes), keepdims=1)
 
     def mean(self, a: ir.Value, axis: int) -> ir.Value:
-        return self._op("ReduceMean", a, self._axes([axis]), keepdims=1)
+        return self._op("ReduceMean", a, self._whole([axis]), keepdims=1)
 
     def max(self, a: ir.Value, *axes: int) -> ir.Value:
-        return self._op("ReduceMax", a, self._axes(axes), keepdims=1)
+        return self._op("ReduceMax", a, self._whole(axes), keepdims=1)
 
     def min(self, a: ir.Value, axis: int) -> ir.Value:
-        return self._op("ReduceMin", a, self._axes([axis]), keepdims=1)
+        return self._op("ReduceMin", a, self._whole([axis]), keepdims=1)
 
     def norm(self, a: ir.Value, *axes: int) -> ir.Value:
-        return self._op("ReduceL2", a, self._axes(axes), keepdims=1)
+        return self._op("ReduceL2", a, self._whole(axes), keepdims=1)
 
     def unsqueeze(self, a: ir.Value, axis: int) -> ir.Value:
-        return self._op("Unsqueeze", a, self._axes([axis]))
+        return self._op("Unsqueeze", a, self._whole([axis]))
 
     def squeeze(self, a: ir.Value, axis: int) -> ir.Value:
-        return self._op("Squeeze", a, self._axes([axis]))
+        return self._op("Squeeze", a, self._whole([axis]))
 
     def best(self, a: ir.Value) -> ir.Value:
         return self._op("ArgMax", a, axis=1, keepdims=1)

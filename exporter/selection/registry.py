@@ -27,7 +27,8 @@ class Task:
     """What a scorer is built for: T x D features on a grid of (rows, columns) patches, of which `keep` stay.
 
     `start` is the calibrated start (D, b) of `leverage`, or None for the seeded one; `grid` and `keep` may be None for
-    scorers that do not use them. `padded`: some of the tokens may be rows of zeros, which must not count.
+    scorers that do not use them. `padded`: some of the tokens may be rows of zeros, which must not count. `gpu`: the
+    graph is for a GPU, where each kernel that waits for another costs more than its arithmetic.
     """
 
     config: SelectorConfig
@@ -37,6 +38,7 @@ class Task:
     keep: int | None = None
     start: np.ndarray | None = None
     padded: bool = False
+    gpu: bool = False
 
     def needed_keep(self) -> int:
         """K, for a scorer whose scores depend on it."""

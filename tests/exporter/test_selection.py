@@ -19,7 +19,7 @@ from svdprune.exporter.selection import (
     selector_names,
 )
 from svdprune.exporter.selection.coverage import cell_count, cells_of
-from svdprune.exporter.selection.leverage import TIE, merge_ties, start_block
+from svdprune.exporter.selection.leverage import TIE, merge_ties, sketch, sketched, start_block
 from svdprune.exporter.selection.ops import TorchOps
 from svdprune.exporter.selection.polynomials import sign_steps
 from svdprune.exporter.selection.reference import leverage_scores, variance_rank
@@ -68,7 +68,12 @@ def torch_runner(config: SelectorConfig, tokens: int = T, channels: int = D, **g
     return lambda features: module(torch.from_numpy(features), torch.from_numpy(attention(len(features)))).numpy()
 
 
-RUNNERS = pytest.mark.parametrize("runner", [onnx_runner, torch_runner], ids=["onnx", "torch"])
+def gpu_runner(config: SelectorConfig, tokens: int = T, channels: int = D, **given: object) -> Run:
+    """The ONNX form for a GPU."""
+    return onnx_runner(config, tokens, channels, gpu=True, **given)
+
+
+RUNNERS = pytest.mark.parametrize("runner", [onnx_runner, gpu_runner, torch_runner], ids=["onnx", "gpu", "torch"])
 
 
 def reference(config: SelectorConfig, features: np.ndarray) -> np.ndarray:
@@ -263,6 +268,27 @@ def test_seeded_starts_differ_by_seed_and_have_orthonormal_columns() -> None:
     for block in blocks:
         np.testing.assert_allclose(block.T @ block, np.eye(16), atol=1e-6)
     assert not np.allclose(*blocks)
+
+
+@RUNNERS
+@pytest.mark.parametrize("tokens", [256, 300], ids=["whole", "padded"])
+def test_a_sketch_of_the_tokens_is_as_good_a_start(runner: Callable[..., Run], tokens: int) -> None:
+    features = photo_like(1, tokens, 100)[None]
+    config = SelectorConfig(rank=8)
+    assert sketched(Task(config, tokens, 100)) and not sketched(Task(config, tokens, 100, padded=True))
+    exact = leverage_scores(features[0], 8)
+    np.testing.assert_allclose(runner(config, tokens, 100)(features)[0], exact, rtol=0.05, atol=1e-4)
+    same = np.tile(features[:, :1], (1, tokens, 1))
+    np.testing.assert_array_equal(keep_indices(runner(config, tokens, 100)(same), K)[0], np.arange(K))
+
+
+def test_sketches_differ_by_seed() -> None:
+    features = torch.from_numpy(photo_like(1, 256, 100))[None]
+    first, second, again = (
+        sketch(TorchOps(), features, Task(SelectorConfig(rank=8, seed=seed), 256, 100)) for seed in (0, 1, 0)
+    )
+    assert first.shape == (1, 100, 64) and not torch.allclose(first, second)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
 def test_sign_steps_bring_every_value_of_the_range_to_one() -> None:

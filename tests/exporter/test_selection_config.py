@@ -84,9 +84,9 @@ def test_what_does_not_fit_the_features_is_refused() -> None:
 
 
 def test_defaults_follow_the_rank() -> None:
-    assert (SelectorConfig(rank=16).columns(576, 384), SelectorConfig(rank=16).rounds) == (48, 2)
-    assert (SelectorConfig(rank=32).columns(576, 384), SelectorConfig(rank=32).rounds) == (96, 2)
-    assert SelectorConfig(rank=40).columns(576, 1024) == 120
+    assert (SelectorConfig(rank=16).columns(576, 384), SelectorConfig(rank=16).rounds) == (64, 2)
+    assert (SelectorConfig(rank=32).columns(576, 384), SelectorConfig(rank=32).rounds) == (128, 2)
+    assert SelectorConfig(rank=40).columns(576, 1024) == 160
     assert SelectorConfig(rank=32, block=64).rounds == 3
     assert SelectorConfig(rank=4).columns(9, 32) == 9
     assert SelectorConfig(variance=0.9).rank_limit(64) == 32
