@@ -45,11 +45,12 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        # Only where something is drawn: numpy.random is a slow import
+        self._random = np.random.default_rng(sampling.seed) if sampling.temperature else None
 
     def pick(self, logits: np.ndarray) -> int:
         """A token id from float32 logits [V]; ties of the greedy choice go to the lowest id."""
-        if self._sampling.temperature == 0:
+        if self._random is None:
             return int(np.argmax(logits))
         return int(self._random.choice(len(logits), p=probabilities(logits, self._sampling)))
 

@@ -3,7 +3,8 @@
     python -m tools.random_llava 0.5b build/llava-0.5b
 
 CLIP ViT-L/14-336 with a language model of Qwen2-0.5B's or Qwen2-1.5B's shapes, in float16. Tokenizer, template and
-processor are mini-llava's; ids beyond its vocabulary have no text. One drawn block of numbers fills all weights.
+processor are mini-llava's; ids beyond its vocabulary have no text. One drawn block of numbers fills all weights, from
+another place in each: programs that store equal weights once would have an easier time than with a trained model.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ def _write(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     drawn = np.random.default_rng(0).standard_normal(_BLOCK, np.float32)
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
+        for number, (name, shape) in enumerate(shapes.items()):
             count, scale = int(np.prod(shape)), shape[-1] ** -0.5 if len(shape) > 1 else 0.02
             centre = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0  # of norms
-            block = (centre + scale * drawn).astype(np.float16)
+            block = np.roll((centre + scale * drawn).astype(np.float16), 7919 * number)
             for start in range(0, count, _BLOCK):
                 out.write(block[: min(_BLOCK, count - start)].tobytes())
 
