@@ -10,8 +10,7 @@ import numpy as np
 from svdprune.exporter.checkpoint import Checkpoint
 from svdprune.exporter.families import Family, VisionSpec
 from svdprune.exporter.families.base import Budget
-from svdprune.exporter.families.qwen import pixel_limits
-from svdprune.exporter.processor import image_processor, image_values
+from svdprune.exporter.processor import image_values
 from svdprune.exporter.selection.registry import selector_entry
 from svdprune.runtime.errors import UserError
 
@@ -32,12 +31,9 @@ def described(
             a number of pictures, or a largest picture that cannot be.
     """
     spec = family.describe(checkpoint)
-    any_size = spec.tiling is not None and "max_pixels" in spec.tiling
     if max_pixels is not None:
-        if not any_size:
-            raise UserError(f"the family {family.name} takes pictures of fixed sizes: leave out --max-pixels")
-        spec = _with_largest(spec, checkpoint, max_pixels)
-    if any_size and budget == "tile":
+        spec = _with_largest(spec, family.name, max_pixels)
+    if spec.pixels is not None and budget == "tile":
         raise UserError(
             f"the tiles of {family.name} have a few tokens each, too few to choose from: use --budget picture"
         )
@@ -70,9 +66,10 @@ def check_selector(family: Family, spec: VisionSpec, select: str) -> None:
         )
 
 
-def _with_largest(spec: VisionSpec, checkpoint: Checkpoint, max_pixels: int) -> VisionSpec:
-    assert spec.tiling is not None  # who calls this has seen that pictures vary in size
-    least, most = pixel_limits(image_processor(checkpoint))
+def _with_largest(spec: VisionSpec, family: str, max_pixels: int) -> VisionSpec:
+    if spec.pixels is None or spec.tiling is None:
+        raise UserError(f"the family {family} takes pictures of fixed sizes: leave out --max-pixels")
+    least, most = spec.pixels
     if not least <= max_pixels <= most:
         raise UserError(
             f"--max-pixels is {max_pixels:,}, the model's processor makes pictures of {least:,} to {most:,} pixels: "

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import platform
 import shutil
 import sys
@@ -123,15 +122,16 @@ def _bundle(base: Path, out: Path, source: Path, precision: str, keep: str, deco
         bundle.manifest = dataclasses.replace(given.manifest, vision=vision, decoder=decoder)
 
 
-def pictures(folder: Path) -> Iterator[Path]:
-    """Pictures as files, another each time, the same for every contender."""
+def pictures() -> Iterator[Path]:
+    """A picture as a file, another each time, the same ones for every contender."""
     from PIL import Image
 
-    for number in itertools.count():
-        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
-        file = folder / f"picture-{os.getpid()}.png"
-        Image.fromarray(pixels).resize((640, 480)).save(file)
-        yield file
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "picture.png"
+        for number in itertools.count():
+            pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
+            Image.fromarray(pixels).resize((640, 480)).save(file)
+            yield file
 
 
 def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> Callable[[], Figures]:
@@ -139,7 +139,7 @@ def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> C
     from svdprune.runtime import load
 
     vlm = load(folder / place, threads=threads, verify=False)
-    files, info = pictures(folder), vlm.manifest.decoder
+    files, info = pictures(), vlm.manifest.decoder
     row_bytes = 2 * info.layers * info.kv_heads * info.head_dim * 4
 
     def call() -> Figures:
@@ -168,7 +168,7 @@ def transformers(place: str, folder: Path, tokens: int, threads: int, clock: Clo
     torch.set_num_threads(threads)
     source = checkpoint_of(place, folder)
     model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
-    processor, files, text = AutoProcessor.from_pretrained(source), pictures(folder), model.config.text_config
+    processor, files, text = AutoProcessor.from_pretrained(source), pictures(), model.config.text_config
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -197,7 +197,7 @@ def openvino(place: str, folder: Path, tokens: int, threads: int, clock: Clock) 
     from PIL import Image
 
     pipeline = genai.VLMPipeline(place, "CPU", INFERENCE_NUM_THREADS=threads, INFERENCE_PRECISION_HINT="f32")
-    files = pictures(folder)
+    files = pictures()
 
     def generate(count: int) -> float:
         file = next(files)

@@ -121,7 +121,8 @@ def table(bundle: Path, folder: Path, threads: int, rounds: int) -> list[str]:
     """The table's lines."""
     from tools.bench_chain import pictures
 
-    picture, given, bare = next(pictures(folder)), folder / "given.npz", folder / "bare.py"
+    drawn = pictures()
+    picture, given, bare = next(drawn), folder / "given.npz", folder / "bare.py"
     arrays(bundle, picture, given)
     bare.write_text(BARE)
     run = [str(Path(sys.executable).parent / "svdprune"), "run", str(bundle), "--image", str(picture), "--prompt"]

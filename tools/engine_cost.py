@@ -70,7 +70,7 @@ def vision_graph(model: str, select: str, precision: str, folder: Path) -> Path:
     family = family_of(checkpoint.config, model)
     spec = family.describe(checkpoint)
     keep = spec.tokens if select == "none" else KEEP
-    graph = build_vision(checkpoint, family, spec, SelectorConfig(name=select), keep, precision=precision)
+    graph = build_vision(checkpoint, family, spec, SelectorConfig(name=select), keep, precision=precision, gpu=True)
     save_graph(graph, folder / "vision.onnx")
     return folder / "vision.onnx"
 

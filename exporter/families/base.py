@@ -26,7 +26,8 @@ class VisionSpec:
     tap: which hidden state the features are, counted as the config counts it.
     mean, std: per channel, of pictures scaled to [0, 1].
     tiling: how a picture is cut into tiles of this size (`tiling` of image.json, see `svdprune.runtime.tiling`), None
-    where it is one. budget: K of the whole picture, of each tile, or of all pictures of a prompt together, which are at
+    where it is one. pixels: the fewest and the most that the processor makes of a picture, for a family that takes any
+    size. budget: K of the whole picture, of each tile, or of all pictures of a prompt together, which are at
     most `pictures`. cls: whether the encoder has a [CLS] token.
     mask: which rows of a prompt see later ones (`decoder.mask` of the manifest).
     extras: what the encoder takes beside the tiles' pixels, by name: float32 (N, *rest), with the `rest`; the tiling
@@ -44,6 +45,7 @@ class VisionSpec:
     std: tuple[float, float, float]
     rescale: float
     tiling: dict[str, Any] | None = None
+    pixels: tuple[int, int] | None = None
     budget: Budget = "picture"
     cls: bool = True
     mask: Mask = "causal"

@@ -53,7 +53,7 @@ class Qwen(Plain):
         image, processor = image_values(checkpoint), image_processor(checkpoint)
         if not processor.get("do_resize", True):
             raise UserError("the image processor does not resize pictures, which this model needs: set do_resize")
-        least, most = pixel_limits(processor)
+        least, most = _pixel_limits(processor)
         token = shape.patch * shape.merge
         tiling = {
             "kind": "patches",
@@ -74,6 +74,7 @@ class Qwen(Plain):
             std=tuple(image["std"]),
             rescale=image["rescale"],
             tiling=tiling,
+            pixels=(least, most),
             cls=False,
             extras={PLACES: [4]},
             positions="original",  # the model knows rows and columns by them alone
@@ -81,7 +82,7 @@ class Qwen(Plain):
         )
 
 
-def pixel_limits(processor: Mapping[str, Any]) -> tuple[int, int]:
+def _pixel_limits(processor: Mapping[str, Any]) -> tuple[int, int]:
     """The fewest and the most pixels of a resized picture, under the names of any release."""
     size = processor.get("size") or {}
     least = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or _LEAST

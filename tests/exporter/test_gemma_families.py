@@ -270,5 +270,5 @@ def test_the_sizes_of_the_published_models_build(kind: str, tmp_path: Path) -> N
     spec = family.describe(checkpoint)
     assert (spec.tokens, spec.hidden) == (256, {"paligemma": 2048, "gemma3": 2560}[kind])
     graph = tmp_path / "vision.onnx"
-    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16", gpu=True), graph)
     assert_passes(graph)

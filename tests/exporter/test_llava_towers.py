@@ -195,5 +195,5 @@ def test_tensorrt_rtx_builds_two_layers_of_the_true_size(tmp_path: Path) -> None
     spec = family.describe(checkpoint)
     assert spec.grid == (16, 16)
     graph = tmp_path / "vision.onnx"
-    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16", gpu=True), graph)
     assert_passes(graph)

@@ -354,7 +354,7 @@ def test_the_sizes_of_the_published_models_build(name: str, tmp_path: Path) -> N
     assert tiles is not None and spec.tokens == 1280
     assert (tiles.least, tiles.likely, tiles.most) == {"qwen2_5": (1, 30, 128), "qwen3": (64, 300, 1280)}[name]
     graph = tmp_path / "vision.onnx"
-    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 128, precision="fp16"), graph)
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 128, precision="fp16", gpu=True), graph)
     assert_passes(graph, spec)
 
 

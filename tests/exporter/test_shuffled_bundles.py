@@ -290,5 +290,5 @@ def test_the_sizes_of_the_published_models_build(kind: str, tmp_path: Path, budg
     spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
     assert spec.tokens == {"smolvlm": (1377, 81), "internvl": (3328, 256)}[kind][budget == "tile"]
     graph = tmp_path / "vision.onnx"
-    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16", gpu=True), graph)
     assert_passes(graph, spec)

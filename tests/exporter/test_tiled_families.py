@@ -397,5 +397,5 @@ def test_the_sizes_of_the_published_models_build(name: str, tmp_path: Path, budg
     spec = dataclasses.replace(family.describe(checkpoint), budget=budget)
     assert spec.tokens == {"next": (2880, 576), "onevision": (8667, 729)}[name][budget == "tile"]
     graph = tmp_path / "vision.onnx"
-    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16"), graph)
+    save_graph(build_vision(checkpoint, family, spec, SelectorConfig(), 64, precision="fp16", gpu=True), graph)
     assert_passes(graph, spec)
