@@ -6,10 +6,10 @@
 
 Picture and question in, `--tokens` tokens out, each contender in a process of its own, in turn. First token: from the
 picture's file to the first token, preprocessing included; each call has a picture of its own, since some keep what they
-computed of a prompt they have seen. Tokens/s: those after the first, which is decode alone. KV:
-the prompt's rows, as bytes of keys and values. Peak: the process's largest resident memory, files mapped into it
-included. `by FLOPs` is the time to first token at K that the count of FLOPs (`svdprune estimate`'s) makes of the
-measured one at all tokens; the selection, which it counts too, and the question's rows are in it.
+computed of a prompt they have seen. Tokens/s: those after the first, which is decode alone. KV: the prompt's rows, as
+bytes of keys and values. Peak: the process's largest resident memory, files mapped into it included. `by FLOPs` is the
+time to first token at K that the count of FLOPs (`svdprune estimate`'s) makes of the measured one at all tokens; the
+selection, which it counts too, and the question's rows are in it.
 
 0.5b and 1.5b are made by tools/random_llava.py. Peers get the whole model with all its tokens, since none of them
 prunes a LLaVA: transformers in torch with SDPA (fp32), OpenVINO GenAI where `--openvino FOLDER/<model>-<precision>` has
@@ -146,7 +146,6 @@ def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> C
         picture = next(files)
         began = clock()
         sight = vlm.see(picture)
-        seen = clock() - began
         prompt = vlm.cached_prompt(sight)
         logits = prompt.advance(vlm.prompt_ids(QUESTION))
         first = clock() - began
@@ -154,7 +153,7 @@ def ours(place: str, folder: Path, tokens: int, threads: int, clock: Clock) -> C
         for _ in range(tokens):  # an answer that ended by itself would end the measurement
             logits = prompt.push(int(logits.argmax()))
         rest = clock() - began - first
-        return {"first": first, "vision": seen, "rate": tokens / rest, "rows": rows, "kv": rows * row_bytes}
+        return {"first": first, "whole": first + rest, "rows": rows, "kv": rows * row_bytes}
 
     return call
 
@@ -185,7 +184,7 @@ def transformers(place: str, folder: Path, tokens: int, threads: int, clock: Clo
     def call() -> Figures:
         first, rows = generate(1)
         whole, _ = generate(1 + tokens)
-        return {"first": first, "rate": tokens / (whole - first), "rows": rows, "kv": rows * row_bytes}
+        return {"first": first, "whole": whole, "rows": rows, "kv": rows * row_bytes}
 
     return call
 
@@ -207,8 +206,7 @@ def openvino(place: str, folder: Path, tokens: int, threads: int, clock: Clock) 
         return clock() - began
 
     def call() -> Figures:
-        first = generate(1)
-        return {"first": first, "rate": tokens / (generate(1 + tokens) - first)}
+        return {"first": generate(1), "whole": generate(1 + tokens)}
 
     return call
 
@@ -295,7 +293,8 @@ def lines_of(
             lines.append(f"| {model} {precision} | {contender.name} | failed: {failed[contender.name]} |" + " |" * 6)
             continue
         turn = by_name[contender.name]
-        first, rate = turn.median("first"), turn.median("rate")
+        first = turn.median("first")
+        rate = tokens / (turn.median("whole") - first)
         expected, ratio = "", ""
         if whole is not None:
             ratio = f"{first / whole.median('first'):.2f}"
