@@ -62,7 +62,7 @@ class Exact:
             for keep, wanted in exact.items():
                 found = keep_indices(scores, len(wanted))
                 shares[keep].append(len(np.intersect1d(found, wanted)) / len(wanted))
-        works = self._cost(config, tokens, channels)
+        works = self._cost(config, tokens, channels, start)
         return Trial(
             config.rounds,
             config.columns(tokens, channels),
@@ -73,8 +73,9 @@ class Exact:
             float(sum(work.flops for work in works)),
         )
 
-    def _cost(self, config: SelectorConfig, tokens: int, channels: int) -> list[Work]:
-        return selection_work(config, tokens, channels, min(self.kept[0]), 1, (tokens, 1), gpu=True)
+    def _cost(self, config: SelectorConfig, tokens: int, channels: int, start: np.ndarray | None) -> list[Work]:
+        keep = min(self.kept[0])
+        return selection_work(config, tokens, channels, keep, 1, (tokens, 1), True, start, self.padded)
 
 
 def fewest(

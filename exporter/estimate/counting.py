@@ -115,13 +115,21 @@ class Counting:
 
 
 def selection_work(
-    config: SelectorConfig, tokens: int, channels: int, keep: int, batch: int, grid: tuple[int, int], gpu: bool = False
+    config: SelectorConfig,
+    tokens: int,
+    channels: int,
+    keep: int,
+    batch: int,
+    grid: tuple[int, int],
+    gpu: bool = False,
+    start: np.ndarray | None = None,
+    padded: bool = False,
 ) -> list[Work]:
     """The scorer, the top K and the gather: features float32 (batch, tokens, channels), of which `keep` rows stay.
 
-    `gpu`: the scorer in the form that exports for a GPU have.
+    `gpu`, `start` and `padded` are those of `svdprune.exporter.selection.build_selector`.
     """
-    task = Task(config, tokens, channels, grid, keep, gpu=gpu)
+    task = Task(config, tokens, channels, grid, keep, start, padded, gpu)
     op = Counting()
     selector_entry(config.name).scorer(op, (batch, tokens, channels), (batch, tokens), task)
     op._kernel("top k", [(batch, tokens)], (batch, 2 * keep))
