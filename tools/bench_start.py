@@ -121,7 +121,7 @@ def table(bundle: Path, folder: Path, threads: int, rounds: int) -> list[str]:
     """The table's lines."""
     from tools.bench_chain import pictures
 
-    drawn = pictures()
+    drawn = pictures()  # holds the folder of its picture
     picture, given, bare = next(drawn), folder / "given.npz", folder / "bare.py"
     arrays(bundle, picture, given)
     bare.write_text(BARE)

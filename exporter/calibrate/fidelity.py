@@ -74,8 +74,8 @@ class Exact:
         )
 
     def _cost(self, config: SelectorConfig, tokens: int, channels: int, start: np.ndarray | None) -> list[Work]:
-        keep = min(self.kept[0])
-        return selection_work(config, tokens, channels, keep, 1, (tokens, 1), True, start, self.padded)
+        keep, grid = min(self.kept[0]), (tokens, 1)
+        return selection_work(config, tokens, channels, keep, 1, grid, gpu=True, start=start, padded=self.padded)
 
 
 def fewest(
